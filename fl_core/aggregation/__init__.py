@@ -1,0 +1,20 @@
+"""Aggregation rules: a server view to one update."""
+
+from fl_core.aggregation import coordinate, distance, mean, reference, root, trust  # noqa: F401  (importing registers)
+from fl_core.aggregation.base import Aggregate, Rule, make_rule, register_rule, rule_names
+from fl_core.aggregation.reference import ReferenceRule
+from fl_core.aggregation.trust import GivenTrust, TrustRule, TrustWeighting
+from fl_core.aggregation.view import ServerView
+
+__all__ = [
+    "Aggregate",
+    "GivenTrust",
+    "ReferenceRule",
+    "Rule",
+    "ServerView",
+    "TrustRule",
+    "TrustWeighting",
+    "make_rule",
+    "register_rule",
+    "rule_names",
+]

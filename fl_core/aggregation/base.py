@@ -1,0 +1,105 @@
+"""What an aggregation rule is, and the registry of rules."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fl_core.aggregation.view import ServerView
+from fl_core.registry import Registry
+
+_RULES: Registry["Rule"] = Registry("aggregation rule")
+register_rule = _RULES.register
+
+
+def rule_names() -> list[str]:
+    """Names that ``make_rule`` accepts."""
+    return sorted(_RULES)
+
+
+def make_rule(name: str, **options: Any) -> "Rule":
+    """Builds an aggregation rule.
+
+    Args:
+        name: Registered name.
+        **options: The rule's parameters.
+
+    Raises:
+        ValueError: Unknown name (the message lists what there is), or a parameter that the rule does not take.
+    """
+    return _RULES.make(name, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class Aggregate:
+    """Result of a rule.
+
+    Attributes:
+        update: (P,) float32, to be added to the global model.
+        weights: (N,) share of each client, or ``None`` where a rule has no such thing (median).
+        root_weight: Share of the reference update; with ``weights`` it sums to 1.
+    """
+
+    update: Tensor
+    weights: Tensor | None
+    root_weight: float = 0.0
+
+
+class Rule(ABC):
+    """A function of the server view. Sample counts that clients report are ignored: an attacker would lie about them.
+
+    Subclasses write ``aggregate`` for finite updates; calling the rule takes care of the rest: clients whose update is
+    not finite get weight 0, and if nobody is left the reference update is used.
+
+    Attributes:
+        needs_root: The rule reads the reference update or the fingerprint.
+    """
+
+    needs_root: ClassVar[bool] = False
+
+    @abstractmethod
+    def aggregate(self, view: ServerView) -> Aggregate:
+        """Combines ``view.accepted`` (A, P), A at least 1; ``weights`` of the result are over these A rows."""
+
+    def __call__(self, view: ServerView) -> Aggregate:
+        """Applies the rule.
+
+        Raises:
+            ValueError: The rule needs root data that the view does not have, or too few clients are left for it.
+        """
+        if self.needs_root:
+            require_reference(view, type(self).__name__)
+        if bool(view.rejected.all()):
+            return fall_back(view)
+        result = self.aggregate(view)
+        if result.weights is None or len(view.accepted) == len(view.updates):
+            return result
+        weights = result.weights.new_zeros(len(view.updates))
+        weights[~view.rejected] = result.weights
+        return Aggregate(result.update, weights, result.root_weight)
+
+
+def require_reference(view: ServerView, rule: str) -> Tensor:
+    """The view's reference update.
+
+    Raises:
+        ValueError: It has none.
+    """
+    if view.reference is None:
+        raise ValueError(f"{rule} needs root data: give ServerView a reference update (reference=...)")
+    return view.reference
+
+
+def fall_back(view: ServerView) -> Aggregate:
+    """The reference update alone; no update at all for a server without root data."""
+    weights = torch.zeros(len(view.updates))
+    if view.reference is None:
+        return Aggregate(torch.zeros(view.updates.shape[1]), weights)
+    return Aggregate(view.reference, weights, root_weight=1.0)
+
+
+def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
+    """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,)."""
+    return weights.to(updates.dtype) @ updates

@@ -1,0 +1,64 @@
+"""Reference lines that know the truth: not defences, and never given a view that could tell them."""
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fl_core.aggregation.base import Aggregate, Rule, register_rule, weighted_mean
+from fl_core.aggregation.trust import TrustWeighting
+from fl_core.aggregation.view import ServerView
+
+
+class ReferenceRule(Rule):
+    """A rule that must be told who is honest. The benchmark does so with ``told``; a server could not."""
+
+    @abstractmethod
+    def told(self, malicious: Tensor) -> Rule:
+        """The rule for a round whose malicious clients are known, (N,) bool."""
+
+    def aggregate(self, view: ServerView) -> Aggregate:
+        """Always raises: the view does not say who is malicious."""
+        name = type(self).__name__
+        raise ValueError(f"{name} needs the truth, which no server view holds: call {name}().told(malicious)(view)")
+
+
+@dataclass(frozen=True)
+class _HonestMean(Rule):
+    honest: Tensor
+
+    def aggregate(self, view: ServerView) -> Aggregate:
+        honest = self.honest[~view.rejected].to(torch.float32)
+        weights = honest / honest.sum().clamp_min(1)
+        return Aggregate(weighted_mean(view.accepted, weights), weights)
+
+
+@dataclass(frozen=True)
+class _AnchoredHonestMean(Rule):
+    honest: Tensor
+    weighting: TrustWeighting
+
+    def aggregate(self, view: ServerView) -> Aggregate:
+        return self.weighting(view, self.honest[~view.rejected].to(torch.float32))
+
+
+@register_rule("oracle")
+class Oracle(ReferenceRule):
+    """Mean of the honest clients' updates: the upper reference among rules without root data."""
+
+    def told(self, malicious: Tensor) -> Rule:
+        """See ``ReferenceRule.told``."""
+        return _HonestMean(~malicious)
+
+
+@register_rule("anchored_oracle")
+@dataclass(frozen=True)
+class AnchoredOracle(ReferenceRule):
+    """The honest clients *and* the root data, unclipped: the plain oracle is beatable, because it ignores the root."""
+
+    weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(update_clip="none"))
+
+    def told(self, malicious: Tensor) -> Rule:
+        """See ``ReferenceRule.told``."""
+        return _AnchoredHonestMean(~malicious, self.weighting)

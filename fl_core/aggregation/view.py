@@ -1,0 +1,89 @@
+"""All that a defence may see."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from fl_core.fingerprint.fingerprint import Fingerprint, Fingerprinter
+
+
+@dataclass(frozen=True, eq=False)
+class ServerView:
+    """What the server has in one round, and nothing else: not who is malicious, how many, or by which attack.
+
+    Attributes:
+        updates: (N, P) float32, as received. Rows with a NaN or an infinity are rejected, see ``rejected``.
+        global_model: (P,) float32, shared parameters that the round began with.
+        reference: (P,) float32, what the server got by running the clients' objective on the reference half.
+        server_local: (L,) float32, the server's own BatchNorm after its reference training.
+        round: Round number from 0.
+        fingerprinter: Computes the six features from the above and the server's root data.
+    """
+
+    updates: Tensor
+    global_model: Tensor | None = None
+    reference: Tensor | None = None
+    server_local: Tensor | None = None
+    round: int = 0
+    fingerprinter: Fingerprinter | None = None
+
+    def __post_init__(self) -> None:
+        if self.updates.ndim != 2 or 0 in self.updates.shape:
+            raise ValueError(f"updates must have shape (N, P) with N, P of at least 1, got {tuple(self.updates.shape)}")
+        size = self.updates.shape[1]
+        for name in ("global_model", "reference"):
+            vector = getattr(self, name)
+            if vector is not None and vector.shape != (size,):
+                raise ValueError(f"{name} must have shape ({size},) like an update, got {tuple(vector.shape)}")
+
+    @cached_property
+    def rejected(self) -> Tensor:
+        """(N,) bool: clients whose update is not finite; they get no weight in any rule."""
+        return ~self.updates.isfinite().all(dim=1)
+
+    @cached_property
+    def accepted(self) -> Tensor:
+        """(A, P), the finite updates in order."""
+        return self.updates[~self.rejected] if bool(self.rejected.any()) else self.updates
+
+    @cached_property
+    def fingerprint(self) -> Fingerprint:
+        """The six features of every client, computed when first asked for.
+
+        Raises:
+            ValueError: This view has no root data to compute them with.
+        """
+        if self.fingerprinter is None or self.reference is None or self.global_model is None:
+            raise ValueError(
+                "the fingerprint needs root data: give ServerView a fingerprinter, global_model and reference"
+            )
+        local = self.global_model.new_zeros(0) if self.server_local is None else self.server_local
+        return self.fingerprinter(self.updates, self.rejected, self.global_model, self.reference, local, self.round)
+
+
+def receive(messages: Tensor | Sequence[Tensor], num_parameters: int) -> Tensor:
+    """Turns what clients sent into a matrix; a message of the wrong shape or type becomes a row of NaN.
+
+    A server cannot choose what it is sent: a bad message must cost its sender its weight, not the round.
+
+    Args:
+        messages: One message a client.
+        num_parameters: P, the length that an update should have.
+
+    Returns:
+        (N, P) float32.
+    """
+    if isinstance(messages, Tensor) and messages.ndim == 2 and messages.shape[1] == num_parameters:
+        return messages
+    missing = torch.full((num_parameters,), float("nan"))
+    return torch.stack(
+        [
+            message.detach().to(torch.float32)
+            if isinstance(message, Tensor) and message.shape == (num_parameters,)
+            else missing
+            for message in messages
+        ]
+    )

@@ -1,0 +1,6 @@
+"""Attacks: functions of honest updates (or labels) that malicious clients apply before they send."""
+
+from fl_core.attacks import colluding, data, simple  # noqa: F401  (importing registers)
+from fl_core.attacks.base import Attack, attack_names, make_attack, register_attack
+
+__all__ = ["Attack", "attack_names", "make_attack", "register_attack"]

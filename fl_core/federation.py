@@ -1,0 +1,269 @@
+"""The round: broadcast, local training, attack, server view; then an update, and the next round."""
+
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fl_core import evaluation
+from fl_core.aggregation.trust import TrustWeighting
+from fl_core.aggregation.view import ServerView, receive
+from fl_core.data import Dataset, Splits, dirichlet, iid, load_dataset, make_splits
+from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
+from fl_core.models import ParameterLayout, make_network
+from fl_core.randomness import Purpose, Streams
+from fl_core.registry import check_known
+from fl_core.scenario import Scenario
+from fl_core.training import LocalTraining, make_engine, make_objective
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Everything about a federation that does not change from episode to episode.
+
+    Attributes:
+        dataset: Name of a data set.
+        network: Name of a network.
+        num_clients: N.
+        objective: ``fedavg``, ``fedprox``, ``fedbn`` or ``fedbn_prox``.
+        mu: Weight of the proximal term, for the objectives that have one.
+        training: Each client's local work in a round.
+        weighting: How trust becomes an update.
+        engine: Training engine.
+        shapley: Shapley estimator.
+        root: Number of samples that the server owns.
+        validation: Number of samples for reward and model selection.
+        split_seed: Seed of the draw of root and validation data. The test data never moves.
+    """
+
+    dataset: str = "digits"
+    network: str = "small_cnn"
+    num_clients: int = 10
+    objective: str = "fedbn_prox"
+    mu: float = 0.1
+    training: LocalTraining = field(default_factory=LocalTraining)
+    weighting: TrustWeighting = field(default_factory=TrustWeighting)
+    engine: str = "stacked"
+    shapley: str = "surrogate"
+    root: int = 100
+    validation: int = 200
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_clients < 1:
+            raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
+        make_objective(self.objective, self.mu)
+        make_shapley(self.shapley)
+
+
+_TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
+_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor"}
+
+
+def federation_settings() -> list[str]:
+    """Names that ``configure`` accepts."""
+    plain = [field.name for field in fields(FederationConfig) if field.name not in ("training", "weighting")]
+    return [*plain, *_TRAINING_SETTINGS, *_WEIGHTING_SETTINGS]
+
+
+def configure(**settings: Any) -> FederationConfig:
+    """A configuration from flat names, as environments and command lines give them.
+
+    Args:
+        **settings: Any of ``federation_settings()``: the fields of ``FederationConfig``, with ``local_steps``,
+            ``batch_size``, ``learning_rate``, ``update_clip`` and ``root_anchor`` in place of the nested objects.
+
+    Raises:
+        ValueError: An unknown setting (the message lists what there is), or a value out of range.
+    """
+    check_known("setting", settings, federation_settings())
+
+    def pick(names: dict[str, str]) -> dict[str, Any]:
+        return {field: settings.pop(name) for name, field in names.items() if name in settings}
+
+    training, weighting = LocalTraining(**pick(_TRAINING_SETTINGS)), TrustWeighting(**pick(_WEIGHTING_SETTINGS))
+    return FederationConfig(**settings, training=training, weighting=weighting)
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One round between local training and aggregation.
+
+    Attributes:
+        view: What the server sees.
+        malicious: (N,) bool. Truth.
+        attacking: Whether the malicious clients attack in this round. Truth.
+    """
+
+    view: ServerView
+    malicious: Tensor
+    attacking: bool
+
+
+class Federation:
+    """A simulated federation: clients, adversary and server.
+
+    Call ``reset``, then in turn ``local_round`` and ``apply``. Everything after ``reset`` is a function of the
+    configuration, the scenario, the entropy and the updates applied.
+
+    Raises:
+        ValueError: An unknown name, or more clients than there is data for.
+    """
+
+    def __init__(self, config: FederationConfig) -> None:
+        self.config = config
+        self.dataset, self.splits = _data(config)
+        network = make_network(config.network, self.dataset.image_shape, self.dataset.num_classes)
+        self.objective = make_objective(config.objective, config.mu)
+        self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
+        self.engine = make_engine(config.engine, network, self.layout)
+        if config.num_clients > len(self.splits.clients):
+            raise ValueError(
+                f"num_clients={config.num_clients} is more than the {len(self.splits.clients)} samples "
+                f"that data set {config.dataset!r} leaves for clients"
+            )
+        reference = self.splits.reference
+        self.simulator = HonestSimulator(
+            self.engine, self.dataset.images[reference], self.dataset.labels[reference], config.training, self.objective
+        )
+
+    def reset(self, scenario: Scenario, entropy: int) -> None:
+        """Begins an episode: partition, malicious clients, initial model, random streams.
+
+        Args:
+            scenario: The circumstances.
+            entropy: Seed of all randomness of the episode.
+
+        Raises:
+            ValueError: The partition cannot be drawn.
+        """
+        config, streams = self.config, Streams(entropy)
+        self.scenario, self.attack, self.round = scenario, scenario.make_attack(), 0
+        self.shards = self._partition(scenario.alpha, streams)
+        order = streams.numpy(Purpose.MALICIOUS).permutation(config.num_clients)
+        self.malicious = torch.zeros(config.num_clients, dtype=torch.bool)
+        self.malicious[torch.from_numpy(order[: scenario.num_malicious(config.num_clients)])] = True
+        seed = int(streams.numpy(Purpose.MODEL).integers(2**31))
+        self.shared, local = self.initial_model(seed)
+        # One row a client and a last one for the server, which takes part with its own BatchNorm.
+        self.local = local.repeat(config.num_clients + 1, 1)
+        self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(config.num_clients)]
+        self._batch_generators.append(streams.torch(Purpose.SERVER))
+        self._attack_generator = streams.torch(Purpose.ATTACK)
+        utility = self.splits.utility
+        self.fingerprinter = Fingerprinter(
+            self.simulator,
+            self.dataset.images[utility],
+            self.dataset.labels[utility],
+            self.dataset.num_classes,
+            _autoencoder(config),
+            make_shapley(config.shapley),
+            streams,
+        )
+
+    def local_round(self) -> Round:
+        """Local training of all clients and the server, the attack, and what the server then sees."""
+        attacking = self.round >= self.scenario.onset and bool(self.malicious.any())
+        picks = self._batches()
+        labels = self.dataset.labels[picks]
+        if attacking:
+            poisoned = self.attack.poison_labels(labels[:-1], self.dataset.num_classes)
+            labels[:-1] = torch.where(self.malicious[:, None, None], poisoned, labels[:-1])
+        trained, self.local = self.engine.train(
+            self.shared,
+            self.local,
+            self.dataset.images[picks],
+            labels,
+            objective=self.objective,
+            learning_rate=self.config.training.learning_rate,
+        )
+        updates, reference = trained[:-1], trained[-1]
+        if attacking:
+            sent = self.attack(updates, self.malicious, self._attack_generator)
+            updates = receive(sent, self.layout.num_shared)
+        view = ServerView(updates, self.shared, reference, self.local[-1], self.round, self.fingerprinter)
+        return Round(view, self.malicious, attacking)
+
+    def apply(self, update: Tensor) -> None:
+        """Ends the round: adds ``update`` (P,) to the global model."""
+        self.shared = self.shared + update
+        self.round += 1
+
+    def evaluate(self, updates: Tensor, split: str) -> evaluation.Metrics:
+        """Scores the global models that candidate updates would make, with the server's own BatchNorm.
+
+        Affine parameters are those of the server's last reference training; statistics are re-estimated on the
+        reference half for each model (no labels needed).
+
+        Args:
+            updates: (M, P), candidates; a row of zeros is the present model.
+            split: ``"validation"`` while an agent is trained, ``"test"`` for reported figures only.
+        """
+        models = self.shared + updates
+        local = self.engine.reestimate(models, self.local[-1].expand(len(models), -1), self.simulator.images)
+        samples = getattr(self.splits, split)
+        logits = self.engine.logits(models, local, self.dataset.images[samples])
+        return evaluation.score(logits, self.dataset.labels[samples])
+
+    def evaluate_personalised(self, split: str) -> Tensor:
+        """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.
+
+        On samples of ``split`` mixed as the client's own classes are.
+        """
+        samples, clients = getattr(self.splits, split), self.config.num_clients
+        logits = self.engine.logits(self.shared.expand(clients, -1), self.local[:-1], self.dataset.images[samples])
+        metrics = evaluation.score(logits, self.dataset.labels[samples])
+        classes = self.dataset.num_classes
+        counts = [torch.bincount(self.dataset.labels[shard], minlength=classes) for shard in self.shards]
+        return evaluation.personalised_accuracy(metrics.class_accuracy, torch.stack(counts))
+
+    def _partition(self, alpha: float | None, streams: Streams) -> list[Tensor]:
+        generator, clients = streams.numpy(Purpose.PARTITION), self.config.num_clients
+        labels = self.dataset.labels[self.splits.clients].numpy()
+        shards = (
+            iid(labels, clients, generator) if alpha is None else dirichlet(labels, clients, generator, alpha=alpha)
+        )
+        return [self.splits.clients[torch.from_numpy(shard)] for shard in shards]
+
+    def initial_model(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Fresh weights: shared (P,) and local (L,)."""
+        config = self.config
+        network = make_network(config.network, self.dataset.image_shape, self.dataset.num_classes, seed)
+        return self.layout.initial(network)
+
+    def _batches(self) -> Tensor:
+        """(N + 1, K, B) indices into the data set: each shard permuted and taken cyclically; the server's last."""
+        training = self.config.training
+        size = training.steps * training.batch_size
+        rows = [
+            cyclic(shard, size, generator)
+            for shard, generator in zip([*self.shards, self.splits.reference], self._batch_generators, strict=True)
+        ]
+        return torch.stack(rows).view(-1, training.steps, training.batch_size)
+
+
+def cyclic(shard: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """``size`` samples of a shard (n,): a fresh permutation, repeated as often as needed."""
+    permuted = shard[torch.randperm(len(shard), generator=generator)]
+    return permuted.repeat(-(-size // len(shard)))[:size]
+
+
+def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
+    dataset = load_dataset(config.dataset)
+    generator = Streams(config.split_seed).numpy(Purpose.SPLIT)
+    return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
+
+
+def _autoencoder(config: FederationConfig) -> UpdateAutoencoder:
+    """The autoencoder of a federation's data and network, whatever the clients, the weighting and the estimator."""
+    return _autoencoder_of(replace(config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate"))
+
+
+@lru_cache(maxsize=64)
+def _autoencoder_of(config: FederationConfig) -> UpdateAutoencoder:
+    federation = Federation(config)
+    streams = Streams(config.split_seed)
+    shared, local = federation.initial_model(seed=config.split_seed)
+    return train_autoencoder(federation.simulator, shared, local, streams.torch(Purpose.AUTOENCODER))

@@ -1,0 +1,101 @@
+"""Simulated honest updates: what clients with skewed classes would send, made by the server from its own data."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fl_core.fingerprint.autoencoder import UpdateAutoencoder
+from fl_core.training import Engine, LocalTraining, Objective
+
+# Range of the Dirichlet concentration of a simulated client's classes, drawn log-uniformly: from one or two classes
+# to nearly the mixture of the root data.
+_SKEW = (0.1, 10.0)
+
+# The autoencoder is trained along a run of simulated clients alone: so many rounds, so many clients in each.
+_ROUNDS = 8
+_CLIENTS = 36
+_STEPS = 150
+
+
+@dataclass(frozen=True, eq=False)
+class HonestSimulator:
+    """Runs the clients' own local objective on class-skewed bootstraps of the reference half.
+
+    Attributes:
+        engine: Training engine.
+        images: (R, C, H, W), the reference half.
+        labels: (R,) int64.
+        training: The clients' local work.
+        objective: The clients' objective.
+    """
+
+    engine: Engine
+    images: Tensor
+    labels: Tensor
+    training: LocalTraining
+    objective: Objective
+
+    def __call__(self, shared: Tensor, local: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Simulated honest updates.
+
+        Args:
+            shared: (P,) global model.
+            local: (L,) the server's own BatchNorm.
+            count: M, number of simulated clients.
+            generator: Source of the bootstraps.
+
+        Returns:
+            (M, P) float32.
+        """
+        picks = self._bootstraps(count, generator)
+        updates, _ = self.engine.train(
+            shared,
+            local.expand(count, -1),
+            self.images[picks],
+            self.labels[picks],
+            objective=self.objective,
+            learning_rate=self.training.learning_rate,
+        )
+        return updates
+
+    def _bootstraps(self, count: int, generator: torch.Generator) -> Tensor:
+        """(count, K, B) indices into the reference half."""
+        classes, which = self.labels.unique(return_inverse=True)
+        low, high = torch.tensor(_SKEW).log()
+        alpha = (low + (high - low) * torch.rand(count, 1, generator=generator)).exp()
+        # A Dirichlet draw is a normalised Gamma draw; torch's own samplers take no generator.
+        gamma = torch._standard_gamma(alpha.expand(-1, len(classes)).contiguous(), generator=generator)
+        per_sample = (gamma + 1e-6) / torch.bincount(which)
+        shape = (count, self.training.steps, self.training.batch_size)
+        picks = torch.multinomial(per_sample[:, which], shape[1] * shape[2], replacement=True, generator=generator)
+        return picks.view(shape)
+
+
+def train_autoencoder(
+    simulator: HonestSimulator, shared: Tensor, local: Tensor, generator: torch.Generator
+) -> UpdateAutoencoder:
+    """Trains an autoencoder on the honest updates of a small simulated federation.
+
+    The model moves by the mean of the simulated updates, so that updates of early and of later rounds are known. Each
+    is taken in units of the norm of that mean, as received updates are in units of the reference's.
+
+    Args:
+        simulator: Makes honest updates.
+        shared: (P,) initial global model.
+        local: (L,) initial BatchNorm.
+        generator: Source of everything random.
+    """
+    autoencoder = UpdateAutoencoder(len(shared), generator)
+    train, calibration = [], []
+    for _ in range(_ROUNDS):
+        updates = simulator(shared, local, _CLIENTS, generator)
+        mean = updates.mean(dim=0)
+        sketches = autoencoder.sketch(updates, mean.norm())
+        held = _CLIENTS // 3
+        calibration.append(sketches[:held])
+        train.append(sketches[held:])
+        shared = shared + mean
+    autoencoder.fit(torch.cat(train), _STEPS, generator)
+    autoencoder.calibrate(torch.cat(calibration))
+    return autoencoder

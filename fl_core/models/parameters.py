@@ -1,0 +1,114 @@
+"""Which of a network's tensors are shared with the server and which stay local; flat vectors and back.
+
+Read from the modules, not from names: with ``local_batchnorm`` (FedBN, Li et al. 2021, arXiv 2102.07623) the affine
+parameters *and* the running statistics of every BatchNorm layer stay local. Without it every floating-point tensor
+of the network is shared, running statistics included.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the network.
+
+    Attributes:
+        name: Name in the module's state dict.
+        shape: Shape of the tensor.
+        trainable: A parameter; otherwise a running statistic.
+        shared: Part of what is sent; otherwise local.
+    """
+
+    name: str
+    shape: torch.Size
+    trainable: bool
+    shared: bool
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return self.shape.numel()
+
+
+class ParameterLayout:
+    """The order of a network's tensors in two flat vectors: ``shared`` (P,) and ``local`` (L,).
+
+    Args:
+        network: The network to read.
+        local_batchnorm: BatchNorm stays local (FedBN); otherwise everything floating-point is shared.
+    """
+
+    def __init__(self, network: nn.Module, *, local_batchnorm: bool) -> None:
+        self.local_batchnorm = local_batchnorm
+        self.entries = tuple(_entries(network, local_batchnorm))
+
+    @cached_property
+    def shared(self) -> tuple[Entry, ...]:
+        """Entries of the shared vector, in order."""
+        return tuple(entry for entry in self.entries if entry.shared)
+
+    @cached_property
+    def local(self) -> tuple[Entry, ...]:
+        """Entries of the local vector, in order."""
+        return tuple(entry for entry in self.entries if not entry.shared)
+
+    @cached_property
+    def num_shared(self) -> int:
+        """P."""
+        return sum(entry.size for entry in self.shared)
+
+    @cached_property
+    def num_local(self) -> int:
+        """L."""
+        return sum(entry.size for entry in self.local)
+
+    def initial(self, network: nn.Module) -> tuple[Tensor, Tensor]:
+        """The network's present values as vectors: shared (P,) and local (L,)."""
+        state = {name: value.detach().unsqueeze(0) for name, value in network.state_dict().items()}
+        shared, local = self.pack(state)
+        return shared[0], local[0]
+
+    def unpack(self, shared: Tensor, local: Tensor) -> dict[str, Tensor]:
+        """Cuts matrices into tensors.
+
+        Args:
+            shared: (M, P), one row a model.
+            local: (M, L).
+
+        Returns:
+            For each entry's name a view of shape (M, *entry.shape).
+        """
+        return {**_cut(shared, self.shared), **_cut(local, self.local)}
+
+    def pack(self, tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The inverse of ``unpack``: tensors (M, *shape) to shared (M, P) and local (M, L)."""
+        return _join(tensors, self.shared), _join(tensors, self.local)
+
+
+def _entries(network: nn.Module, local_batchnorm: bool) -> Iterator[Entry]:
+    for module_name, module in network.named_modules():
+        shared = not (local_batchnorm and isinstance(module, _BatchNorm))
+        prefix = f"{module_name}." if module_name else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            yield Entry(prefix + name, parameter.shape, trainable=True, shared=shared)
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_floating_point():
+                yield Entry(prefix + name, buffer.shape, trainable=False, shared=shared)
+
+
+def _cut(matrix: Tensor, entries: tuple[Entry, ...]) -> dict[str, Tensor]:
+    pieces = matrix.split([entry.size for entry in entries], dim=1)
+    return {e.name: piece.unflatten(1, e.shape) for e, piece in zip(entries, pieces, strict=True)}
+
+
+def _join(tensors: dict[str, Tensor], entries: tuple[Entry, ...]) -> Tensor:
+    if not entries:
+        anything = next(iter(tensors.values()))
+        return anything.new_zeros(len(anything), 0)
+    return torch.cat([tensors[entry.name].flatten(1) for entry in entries], dim=1)

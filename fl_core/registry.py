@@ -1,0 +1,69 @@
+"""Names for things that users choose: one registry per kind, one error that lists what there is."""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Raises a ValueError that lists what there is, if a name is not among the known ones."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
+
+
+class Registry(Mapping[str, Callable[..., T]], Generic[T]):
+    """Factories by name.
+
+    Args:
+        kind: What the names stand for, in the words of an error message: "attack", "aggregation rule".
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._factories: dict[str, Callable[..., T]] = {}
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Decorates a factory (usually a class) so that ``make(name)`` finds it.
+
+        Raises:
+            ValueError: The name is taken.
+        """
+
+        def decorate(factory: F) -> F:
+            if name in self._factories:
+                raise ValueError(f"{self._kind} {name!r} is registered already, by {self._factories[name]!r}")
+            self._factories[name] = factory
+            return factory
+
+        return decorate
+
+    def make(self, name: str, **kwargs: Any) -> T:
+        """Builds what ``name`` stands for.
+
+        Raises:
+            ValueError: Unknown name, or a parameter that this factory does not take.
+        """
+        factory = self[name]
+        signature = inspect.signature(factory)
+        try:
+            signature.bind(**kwargs)
+        except TypeError as error:
+            raise ValueError(f"{self._kind} {name!r} takes {signature}, got {kwargs}: {error}") from error
+        return factory(**kwargs)
+
+    def __getitem__(self, name: str) -> Callable[..., T]:
+        check_known(self._kind, [name], sorted(self._factories))
+        return self._factories[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._factories
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._factories)
+
+    def __len__(self) -> int:
+        return len(self._factories)

@@ -1,0 +1,115 @@
+"""The interface of a training engine: train every client, run many models on one set of images.
+
+Engines differ in speed only. ``sequential`` is the reference, one client after the other in plain PyTorch; the others
+are tested to equal it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from fl_core.models.parameters import ParameterLayout
+from fl_core.registry import check_known
+from fl_core.training.objective import Objective
+from fl_core.training.sequential import SequentialEngine
+from fl_core.training.stacked import StackedEngine
+
+
+@dataclass(frozen=True)
+class LocalTraining:
+    """One client's work in one round: ``steps`` of plain SGD on batches of ``batch_size``.
+
+    Every client does the same number of steps, whatever the size of its shard: its permuted samples are taken
+    cyclically. So unequal shards stack without masks, and a small client counts no less than a large one.
+    """
+
+    steps: int = 3
+    batch_size: int = 16
+    learning_rate: float = 0.15
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 (BatchNorm needs two samples), got {self.batch_size}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
+
+
+class Engine(Protocol):
+    """Trains and evaluates M models of one architecture, given as rows of matrices. The dtype follows ``shared``."""
+
+    def train(
+        self,
+        shared: Tensor,
+        local: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        objective: Objective,
+        learning_rate: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Local training of M clients from one global model.
+
+        Args:
+            shared: (P,) global model.
+            local: (M, L) local state of each client (BatchNorm under FedBN); not modified.
+            images: (M, K, B, C, H, W), K batches for each client.
+            labels: (M, K, B) int64.
+            objective: What is minimised.
+            learning_rate: Step size of plain SGD.
+
+        Returns:
+            updates: (M, P), trained minus global, the direction that adds to the global model.
+            local: (M, L), the new local state.
+        """
+        ...
+
+    def logits(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
+        """Outputs of M models on the same images, BatchNorm with running statistics; differentiable in ``shared``.
+
+        Args:
+            shared: (M, P).
+            local: (M, L).
+            images: (V, C, H, W).
+
+        Returns:
+            (M, V, classes).
+        """
+        ...
+
+    def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
+        """Replaces the running statistics in ``local`` by those of ``images`` (no labels needed).
+
+        Args:
+            shared: (M, P).
+            local: (M, L); not modified.
+            images: (R, C, H, W), R at least 2.
+
+        Returns:
+            (M, L), differentiable in ``shared``.
+        """
+        ...
+
+
+_ENGINES: dict[str, Callable[[nn.Module, ParameterLayout], Engine]] = {
+    "sequential": SequentialEngine,
+    "stacked": StackedEngine,
+}
+
+
+def engine_names() -> list[str]:
+    """Names that ``make_engine`` accepts."""
+    return list(_ENGINES)
+
+
+def make_engine(name: str, network: nn.Module, layout: ParameterLayout) -> Engine:
+    """Builds an engine for a network.
+
+    Raises:
+        ValueError: Unknown name, or a network that this engine cannot run.
+    """
+    check_known("engine", [name], _ENGINES)
+    return _ENGINES[name](network, layout)

@@ -1,0 +1,225 @@
+"""The federation as a Gymnasium environment."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from numpy.typing import NDArray
+
+from fl_core import Federation, Round, configure
+from fl_core.aggregation import Aggregate, GivenTrust
+from fl_core.registry import check_known
+from optigrad_env import rendering
+from optigrad_env.observation import action_space, observation_space, trust_of_action
+from optigrad_env.rewards import Outcome, make_reward
+from optigrad_env.scenarios import ScenarioDistribution
+
+Observation = NDArray[np.float32]
+Action = NDArray[np.float32]
+
+
+class OptiGradEnv(gym.Env[Observation, Action]):
+    """
+    ## Description
+
+    One step is one round of federated learning. Clients train locally with FedBN-Prox, the malicious ones among them
+    corrupt what they send, and the server fingerprints each update with six features. The agent answers with one trust
+    value a client; the server clips the updates to their median norm and adds their trust-weighted mean to the global
+    model. The server's own small labelled set (the root data) takes part as one more, fully trusted client.
+
+    The method is from [OptiGradTrust](https://arxiv.org/abs/2507.23638).
+
+    ## Action Space
+
+    The action is an `ndarray` of shape `(N,)`, dtype `float32`, values in [-1, 1]: one a client. Trust is `σ(5a)`.
+
+    | Num | Action               | Min | Max |
+    |-----|----------------------|-----|-----|
+    | i   | trust of client i    | -1 (trust 0.007) | 1 (trust 0.993) |
+
+    ## Observation Space
+
+    The observation is an `ndarray` of shape `(N, 6)`, dtype `float32`: a row a client, a column a feature.
+
+    | Num | Feature                | Meaning | Min | Max |
+    |-----|------------------------|---------|-----|-----|
+    | 0   | `reconstruction_error` | of a VAE trained on simulated honest updates; log-ratio to its median on such | -3 | 3 |
+    | 1   | `root_cosine`          | cosine to the reference update, trained on root data | -1 | 1 |
+    | 2   | `peer_cosine`          | mean cosine to the other clients' updates | -1 | 1 |
+    | 3   | `norm`                 | L2 norm; log-ratio to the round's median | -3 | 3 |
+    | 4   | `sign_agreement`       | share of coordinates with the reference's sign, as 2s - 1 | -1 | 1 |
+    | 5   | `shapley`              | Shapley value for the loss on root data, over the round's largest | -1 | 1 |
+
+    A client whose update is not finite shows the worst value in every feature.
+
+    ## Rewards
+
+    A weighted sum of named terms; all of them are in `info["reward_terms"]`.
+
+    - `oracle_gap` (the default, weight 1): validation loss of the honest clients' plain mean minus that of the agent's
+      model, from the same updates.
+    - `progress`: fall of the validation loss. Needs no truth.
+    - `malicious_mass`: minus the share of the aggregate that malicious clients got.
+
+    ## Starting State
+
+    `reset` draws a scenario (attack and its strength, share of malicious clients, heterogeneity, onset), a partition
+    of the data, an initial model, and runs the first local round. `options` pins any field of the scenario:
+    `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`.
+
+    ## Episode End
+
+    The episode is truncated after `rounds` rounds. It never terminates.
+
+    ## Info
+
+    `round`, `attack`, `attacking`, `malicious` (N,), `rejected` (N,), `validation_accuracy`, `validation_loss`; after a
+    step also `weights` (N,) and `root_weight` (together they sum to 1) and `reward_terms`. This is the truth: an agent
+    that reads it cheats. `malicious` does not change within an episode; `rejected`, `weights` and the scores are those
+    of the round that the step has ended.
+
+    ## Arguments
+
+    ```python
+    gym.make("OptiGrad/Digits-v0", num_clients=10, rounds=20, reward="oracle_gap")
+    ```
+
+    - `num_clients`: N. `rounds`: length of an episode.
+    - `reward`: name of a term, or a mapping from names to weights.
+    - `scenarios`: a `ScenarioDistribution`, or a mapping of its fields.
+    - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
+
+    ## Version History
+
+    * v0: Initial version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+
+    def __init__(
+        self,
+        num_clients: int = 10,
+        rounds: int = 20,
+        reward: str | Mapping[str, float] = "oracle_gap",
+        scenarios: ScenarioDistribution | Mapping[str, Any] | None = None,
+        render_mode: str | None = None,
+        **federation: Any,
+    ) -> None:
+        if rounds < 1:
+            raise ValueError(f"rounds must be at least 1, got {rounds}")
+        if render_mode is not None:
+            check_known("render_mode", [render_mode], self.metadata["render_modes"])
+        self.federation = Federation(configure(num_clients=num_clients, **federation))
+        self.rounds = rounds
+        self.render_mode = render_mode
+        self.scenarios = _scenarios(scenarios)
+        self.observation_space = observation_space(num_clients)
+        self.action_space = action_space(num_clients)
+        self._reward = make_reward(reward)
+        self._num_clients = num_clients
+        self._round: Round | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begins an episode; ``options`` pins fields of the scenario."""
+        super().reset(seed=seed)
+        scenario = self.scenarios.sample(self.np_random, options)
+        self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
+        self._round = self.federation.local_round()
+        self._measure(self._round.view.updates.new_zeros(1, self.federation.layout.num_shared))
+        self._accuracies = [self._accuracy]
+        self._aggregate: Aggregate | None = None
+        return self._observation(self._round), self._info(self._round)
+
+    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Aggregates the present round with the action's trust, scores the new model, and runs the next round."""
+        ended = self.current_round
+        if self.federation.round >= self.rounds:
+            raise ResetNeeded(f"the episode ended after {self.rounds} rounds; call reset()")
+        rule = GivenTrust(trust_of_action(action, self._num_clients), self.federation.config.weighting)
+        self._aggregate = rule(ended.view)
+        loss_before = self._loss
+        honest = honest_mean(ended)
+        honest_loss = self._measure(torch.stack([self._aggregate.update, honest]))
+        self._accuracies.append(self._accuracy)
+        self.federation.apply(self._aggregate.update)
+
+        weights = self._aggregate.weights
+        assert weights is not None
+        reward, terms = self._reward(Outcome(loss_before, self._loss, honest_loss, weights, ended.malicious))
+        self._round = self.federation.local_round()
+        truncated = self.federation.round >= self.rounds
+        return self._observation(self._round), reward, False, truncated, {**self._info(ended), "reward_terms": terms}
+
+    def render(self) -> Any:
+        """Trust per client with the truth marked: text for ``ansi``, (H, W, 3) uint8 for ``rgb_array``."""
+        if self.render_mode is None:
+            gym.logger.warn("render() without a render_mode: give gym.make one of ansi, rgb_array")
+            return None
+        frame = self._frame()
+        return rendering.to_text(frame) if self.render_mode == "ansi" else rendering.to_rgb(frame)
+
+    @property
+    def current_round(self) -> Round:
+        """The round that waits for an action, truth included. Raises ResetNeeded before the first ``reset``."""
+        if self._round is None:
+            raise ResetNeeded("call reset() first")
+        return self._round
+
+    def _measure(self, candidates: torch.Tensor) -> float:
+        """Scores candidate updates (M, P) on validation data; keeps the first's figures, returns the last's loss."""
+        metrics = self.federation.evaluate(candidates, "validation")
+        self._loss, self._accuracy = float(metrics.loss[0]), float(metrics.accuracy[0])
+        return float(metrics.loss[-1])
+
+    @staticmethod
+    def _observation(round_: Round) -> Observation:
+        observation: Observation = round_.view.fingerprint.observation.numpy()
+        return observation
+
+    def _info(self, round_: Round) -> dict[str, Any]:
+        info = {
+            "round": self.federation.round,
+            "attack": self.federation.scenario.attack,
+            "attacking": round_.attacking,
+            "malicious": round_.malicious.numpy().copy(),
+            "rejected": round_.view.rejected.numpy().copy(),
+            "validation_accuracy": self._accuracy,
+            "validation_loss": self._loss,
+        }
+        if self._aggregate is not None:
+            assert self._aggregate.weights is not None
+            info |= {"weights": self._aggregate.weights.numpy().copy(), "root_weight": self._aggregate.root_weight}
+        return info
+
+    def _frame(self) -> rendering.Frame:
+        round_, scenario = self.current_round, self.federation.scenario
+        weights = np.zeros(self._num_clients)
+        if self._aggregate is not None and self._aggregate.weights is not None:
+            weights = self._aggregate.weights.double().numpy()
+        return rendering.Frame(
+            title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
+            weights=weights,
+            root_weight=self._aggregate.root_weight if self._aggregate is not None else 0.0,
+            malicious=round_.malicious.numpy(),
+            accuracy=self._accuracies,
+        )
+
+
+def honest_mean(round_: Round) -> torch.Tensor:
+    """Plain mean (P,) of the honest clients' finite updates; zero if there is none. Truth: not for defences."""
+    honest = round_.view.updates[~round_.malicious & ~round_.view.rejected]
+    return honest.mean(dim=0) if len(honest) else round_.view.updates.new_zeros(round_.view.updates.shape[1])
+
+
+def _scenarios(scenarios: ScenarioDistribution | Mapping[str, Any] | None) -> ScenarioDistribution:
+    if scenarios is None:
+        return ScenarioDistribution()
+    if isinstance(scenarios, ScenarioDistribution):
+        return scenarios
+    check_known("field of scenarios", scenarios, ScenarioDistribution.__dataclass_fields__)
+    return ScenarioDistribution(**scenarios)

@@ -1,0 +1,114 @@
+"""Which attacks an agent may learn from, which are held out, and the distribution of training scenarios.
+
+The border is fixed here, in advance: the train attacks are the five of arXiv 2507.23638, each in an independent and a
+colluding form; every other attack is held out. Nothing may be chosen after a look at held-out results.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from fl_core import Scenario
+from fl_core.attacks import attack_names
+from fl_core.registry import check_known
+
+TRAIN_ATTACKS = ("scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip")
+
+# Strengths are drawn log-uniformly, around the usual value of each attack.
+_STRENGTHS: dict[str, dict[str, tuple[float, float]]] = {
+    "scaling": {"factor": (2.0, 20.0)},
+    "partial_scaling": {"factor": (2.0, 20.0), "share": (0.2, 0.8)},
+    "sign_flip": {"scale": (0.5, 10.0)},
+    "gaussian_noise": {"factor": (0.5, 10.0)},
+    "label_flip": {},
+}
+
+
+def held_out_attacks() -> list[str]:
+    """Every registered attack that is neither ``none`` nor a train attack, plug-ins included."""
+    return [name for name in attack_names() if name != "none" and name not in TRAIN_ATTACKS]
+
+
+def attack_set(name: str) -> list[str]:
+    """The attacks that ``train``, ``held_out`` or ``all`` stands for; any other name stands for itself."""
+    sets = {"train": list(TRAIN_ATTACKS), "held_out": held_out_attacks()}
+    sets["all"] = sets["train"] + sets["held_out"]
+    return sets.get(name, [name])
+
+
+@dataclass(frozen=True)
+class ScenarioDistribution:
+    """Where an episode's scenario is drawn from.
+
+    Attributes:
+        attacks: Attacks, drawn uniformly; ``"none"`` is one of them.
+        malicious_fraction: Range (low, high), drawn uniformly.
+        alpha: Range (low, high) of the Dirichlet concentration, drawn log-uniformly.
+        onset: First and last round in which the attack may begin, drawn uniformly; half of the episodes begin at 0.
+        random_strength: Draw the attack's strength too; otherwise its usual value.
+        collusion: Probability of an attack's colluding form.
+    """
+
+    attacks: tuple[str, ...] = (*TRAIN_ATTACKS, "none")
+    malicious_fraction: tuple[float, float] = (0.1, 0.5)
+    alpha: tuple[float, float] = (0.1, 1.0)
+    onset: tuple[int, int] = (0, 5)
+    random_strength: bool = True
+    collusion: float = 0.5
+
+    def __post_init__(self) -> None:
+        for field in fields(self):  # a distribution that came through JSON has lists
+            value = getattr(self, field.name)
+            if isinstance(value, list):
+                object.__setattr__(self, field.name, tuple(value))
+        if not self.attacks:
+            raise ValueError(f"attacks is empty; there are: {', '.join(attack_names())}")
+        for name in self.attacks:
+            Scenario(attack=name)
+        for name in ("malicious_fraction", "alpha", "onset"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"{name} must be a range (low, high) with low <= high, got ({low}, {high})")
+            for edge in (low, high):
+                Scenario(**{name: edge})
+        if not 0.0 <= self.collusion <= 1.0:
+            raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
+
+    def sample(self, generator: np.random.Generator, pinned: Mapping[str, Any] | None = None) -> Scenario:
+        """Draws a scenario.
+
+        Args:
+            generator: Source of the draw. The same numbers are drawn whatever is pinned.
+            pinned: Fields of ``Scenario`` with the values they must have. A pinned attack comes at its usual
+                strength unless ``attack_options`` is pinned too.
+
+        Raises:
+            ValueError: An unknown field or a value out of range.
+        """
+        pinned = dict(pinned or {})
+        check_known("option", pinned, [field.name for field in fields(Scenario)])
+        attack = str(generator.choice(self.attacks))
+        drawn: dict[str, Any] = {
+            "attack": attack,
+            "malicious_fraction": float(generator.uniform(*self.malicious_fraction)),
+            "alpha": _log_uniform(generator, *self.alpha),
+            "onset": int(generator.integers(self.onset[0], self.onset[1], endpoint=True)),
+        }
+        if generator.random() < 0.5:
+            drawn["onset"] = self.onset[0]
+        drawn["attack_options"] = {} if "attack" in pinned else self._options(attack, generator)
+        return Scenario(**{**drawn, **pinned})
+
+    def _options(self, attack: str, generator: np.random.Generator) -> dict[str, Any]:
+        if attack not in _STRENGTHS:
+            return {}
+        options: dict[str, Any] = {"colluding": bool(generator.random() < self.collusion)}
+        if self.random_strength:
+            options |= {name: _log_uniform(generator, *bounds) for name, bounds in _STRENGTHS[attack].items()}
+        return options
+
+
+def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(generator.uniform(np.log(low), np.log(high))))
