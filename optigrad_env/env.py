@@ -46,7 +46,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     | Num | Feature                | Meaning | Min | Max |
     |-----|------------------------|---------|-----|-----|
-    | 0   | `reconstruction_error` | of a VAE trained on simulated honest updates; log-ratio to its median on such | -3 | 3 |
+    | 0   | `reconstruction_error` | of a VAE that knows simulated honest updates; log-ratio to its median there | -3 | 3 |
     | 1   | `root_cosine`          | cosine to the reference update, trained on root data | -1 | 1 |
     | 2   | `peer_cosine`          | mean cosine to the other clients' updates | -1 | 1 |
     | 3   | `norm`                 | L2 norm; log-ratio to the round's median | -3 | 3 |
@@ -143,8 +143,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         rule = GivenTrust(trust_of_action(action, self._num_clients), self.federation.config.weighting)
         self._aggregate = rule(ended.view)
         loss_before = self._loss
-        honest = honest_mean(ended)
-        honest_loss = self._measure(torch.stack([self._aggregate.update, honest]))
+        honest_loss = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
         self._accuracies.append(self._accuracy)
         self.federation.apply(self._aggregate.update)
 
@@ -169,6 +168,12 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         if self._round is None:
             raise ResetNeeded("call reset() first")
         return self._round
+
+    def honest_mean(self) -> torch.Tensor:
+        """Plain mean (P,) of the present round's honest, finite updates; zero if there is none. Truth."""
+        round_ = self.current_round
+        honest = round_.view.updates[~round_.malicious & ~round_.view.rejected]
+        return honest.mean(dim=0) if len(honest) else torch.zeros(self.federation.layout.num_shared)
 
     def _measure(self, candidates: torch.Tensor) -> float:
         """Scores candidate updates (M, P) on validation data; keeps the first's figures, returns the last's loss."""
@@ -208,12 +213,6 @@ class OptiGradEnv(gym.Env[Observation, Action]):
             malicious=round_.malicious.numpy(),
             accuracy=self._accuracies,
         )
-
-
-def honest_mean(round_: Round) -> torch.Tensor:
-    """Plain mean (P,) of the honest clients' finite updates; zero if there is none. Truth: not for defences."""
-    honest = round_.view.updates[~round_.malicious & ~round_.view.rejected]
-    return honest.mean(dim=0) if len(honest) else round_.view.updates.new_zeros(round_.view.updates.shape[1])
 
 
 def _scenarios(scenarios: ScenarioDistribution | Mapping[str, Any] | None) -> ScenarioDistribution:

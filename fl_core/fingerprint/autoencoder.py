@@ -4,6 +4,8 @@ Encoder 512-256-128 and latent 64 on a 256-dimensional random projection: the si
 """
 
 import copy
+from itertools import pairwise
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -81,9 +83,7 @@ class UpdateAutoencoder(nn.Module):
         error = (self.decoder(mean) - x).square().sum(dim=1)
         return torch.where(energy > 0, error / energy.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
 
-    def refreshed(
-        self, train: Tensor, calibration: Tensor, steps: int, generator: torch.Generator
-    ) -> "UpdateAutoencoder":
+    def refreshed(self, train: Tensor, calibration: Tensor, steps: int, generator: torch.Generator) -> Self:
         """A copy trained on from a warm start; this one is left as it is."""
         fresh = copy.deepcopy(self)
         fresh.fit(train, steps, generator)
@@ -97,7 +97,7 @@ class UpdateAutoencoder(nn.Module):
 
 def _dense(*widths: int, generator: torch.Generator) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [_linear(width_in, width_out, generator), nn.ReLU()]
     return nn.Sequential(*layers)
 

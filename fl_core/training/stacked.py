@@ -95,8 +95,8 @@ class StackedEngine:
         """See ``Engine.train``."""
         blocks = -(-len(local) // _BLOCK)
         trained = [
-            self._train_block(shared, l, x, y, objective, learning_rate)
-            for l, x, y in zip(local.chunk(blocks), images.chunk(blocks), labels.chunk(blocks), strict=True)
+            self._train_block(shared, state, x, y, objective, learning_rate)
+            for state, x, y in zip(local.chunk(blocks), images.chunk(blocks), labels.chunk(blocks), strict=True)
         ]
         return torch.cat([rows for rows, _ in trained]), torch.cat([rows for _, rows in trained])
 

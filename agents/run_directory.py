@@ -1,0 +1,50 @@
+"""A training run's directory: what is in it, and when it may be written to."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from agents.deployed import write_atomically
+
+CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
+
+
+def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
+    """Makes the directory and writes ``config.json``, or checks that an old run may be continued.
+
+    Args:
+        directory: The run directory.
+        config: All settings of the run.
+        resume: Continue the run that is there.
+        overwrite: Delete the run that is there.
+
+    Raises:
+        ValueError: It exists and neither is allowed, or there is nothing to resume, or a run with other settings.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
+    if resume:
+        _check_resumable(directory, config)
+        return directory
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not overwrite:
+            raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
+        if not (directory / CONFIG).is_file():
+            raise ValueError(f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted")
+        shutil.rmtree(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / CONFIG, (json.dumps(dict(config), indent=2) + "\n").encode())
+    return directory
+
+
+def _check_resumable(directory: Path, config: Mapping[str, Any]) -> None:
+    path = directory / CONFIG
+    if not path.is_file() or not (directory / MODEL).is_file():
+        raise ValueError(f"nothing to resume: {directory} does not hold both {CONFIG} and {MODEL}")
+    old = json.loads(path.read_text())
+    changed = [name for name in config if name != "timesteps" and old.get(name) != config[name]]
+    if changed:
+        differences = ", ".join(f"{name} was {old.get(name)!r}, is {config[name]!r}" for name in changed)
+        raise ValueError(f"{directory} is a run with other settings ({differences}); only timesteps may change")

@@ -1,0 +1,154 @@
+"""Trains a trust policy on a federation and saves it: `python train_agent.py --help`."""
+
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from agents.algorithms import algorithm_names, load_algorithm, make_algorithm
+from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, save_model
+from agents.deployed import save_policy
+from agents.environments import EVALUATION_SPLIT, TRAINING_SPLITS, base_env, make_env, make_training_envs
+from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run
+from agents.warm_start import WarmStart, warm_start
+from fl_core.registry import check_known
+from optigrad_env import TRAIN_ATTACKS
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Trains a trust policy with Stable-Baselines3 on a simulated federation.
+
+    The policy sees only the five train attacks and is selected on validation data. The run directory gets config.json,
+    model.zip (for --resume), policy.safetensors and policy.json (for evaluate.py and deployment), evaluations.npz,
+    checkpoints/ and tensorboard/.
+    """
+
+    env_id: str = "OptiGrad/Digits-v0"
+    """Environment to train on."""
+    algo: str = "ppo"
+    """Algorithm; only ppo for now."""
+    timesteps: int = 20_000
+    """Federated rounds to learn from, over all environments; those of the warm start are extra."""
+    n_envs: int = 2
+    """Environments, a process each: as many as there are cores."""
+    num_clients: int = 10
+    """Clients in the training federation; the policy runs with any other number too."""
+    seed: int = 0
+    """Seed of everything."""
+    run_dir: Path = Path("runs/trust")
+    """Where the results go."""
+    resume: bool = False
+    """Continue the run in --run-dir."""
+    overwrite: bool = False
+    """Delete the run in --run-dir first."""
+    warm_start: bool = True
+    """Clone honest/malicious labels, then follow the gradient through the aggregation, before the algorithm starts."""
+    eval_every: int = 1_000
+    """Time steps between evaluations on fixed scenarios; the best policy is the one that is kept."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    progress: bool = True
+    """Show progress bars."""
+
+
+def main(arguments: Arguments) -> int:
+    """Runs the training; returns the exit status."""
+    check_known("algorithm", [arguments.algo], algorithm_names())
+    if arguments.timesteps < 1 or arguments.eval_every < 1 or arguments.eval_episodes < 1:
+        raise ValueError(f"timesteps, eval-every and eval-episodes must be at least 1, got {arguments}")
+    torch.set_num_threads(1)
+    federation = {"num_clients": arguments.num_clients}
+    evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
+    directory = open_run(
+        arguments.run_dir, _config(arguments), resume=arguments.resume, overwrite=arguments.overwrite
+    )
+    envs = make_training_envs(arguments.env_id, arguments.n_envs, arguments.seed, **federation)
+    tensorboard = directory / TENSORBOARD
+    print(f"run directory {directory}    curves: tensorboard --logdir {tensorboard}")
+
+    if arguments.resume:
+        model = load_algorithm(arguments.algo, directory / MODEL, envs)
+    else:
+        model = make_algorithm(arguments.algo, envs, seed=arguments.seed, tensorboard=tensorboard)
+
+    provenance = {
+        "command": shlex.join(["python", *sys.argv]),
+        "env_id": arguments.env_id,
+        "seed": arguments.seed,
+        "algorithm": arguments.algo,
+        "warm_start": arguments.warm_start,
+        "num_clients": arguments.num_clients,
+        "attacks_seen": list(TRAIN_ATTACKS),
+        "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
+    }
+
+    def keep_policy() -> None:
+        save_policy(model.policy.trust_net, directory, {**provenance, "timesteps": model.num_timesteps})
+
+    evaluation = FixedScenarioEvaluation(
+        evaluation_env,
+        every=arguments.eval_every,
+        episodes=arguments.eval_episodes,
+        file=directory / EVALUATIONS,
+        on_best=keep_policy,
+    )
+    try:
+        if arguments.warm_start and not arguments.resume:
+            _warm_start(model, envs, arguments, federation)
+        model.learn(
+            max(arguments.timesteps - model.num_timesteps, 0),
+            callback=[evaluation, Checkpoint(directory, every=arguments.eval_every), RewardTerms()],
+            reset_num_timesteps=not arguments.resume,
+            tb_log_name=arguments.algo,
+            progress_bar=arguments.progress,
+        )
+        evaluation.evaluate()
+    except KeyboardInterrupt:
+        save_model(model, directory / MODEL)
+        if evaluation.best == float("-inf"):
+            keep_policy()
+        print(f"\ninterrupted: the model so far is in {directory / MODEL}; continue with --resume")
+        return 130
+    finally:
+        envs.close()
+    save_model(model, directory / MODEL)
+    print(f"best mean reward {evaluation.best:+.4f} nats a round over the honest mean; policy in {directory}")
+    return 0
+
+
+def _warm_start(model: Any, envs: Any, arguments: Arguments, federation: dict[str, Any]) -> None:
+    settings = WarmStart()
+    copies = [
+        base_env(make_env(arguments.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
+        for i in range(arguments.n_envs)
+    ]
+    total = settings.rounds + settings.clone_steps + settings.gradient_steps
+    with tqdm(total=total, desc="warm start", disable=not arguments.progress) as bar:
+        figures = warm_start(model.policy.trust_net, envs, copies, settings, arguments.seed, bar.update)
+    print("warm start: " + ", ".join(f"{name} {value:+.4f}" for name, value in figures.items()))
+
+
+def _config(arguments: Arguments) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, Path) else value
+        for name, value in asdict(arguments).items()
+        if name not in ("resume", "overwrite", "progress", "run_dir")
+    }
+
+
+def cli() -> None:
+    """Entry point: errors of the user's making are one line, not a traceback."""
+    try:
+        sys.exit(main(tyro.cli(Arguments)))
+    except ValueError as error:
+        sys.exit(f"train_agent: {error}")
+
+
+if __name__ == "__main__":
+    cli()
