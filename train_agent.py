@@ -65,9 +65,7 @@ def main(arguments: Arguments) -> int:
     torch.set_num_threads(1)
     federation = {"num_clients": arguments.num_clients}
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
-    directory = open_run(
-        arguments.run_dir, _config(arguments), resume=arguments.resume, overwrite=arguments.overwrite
-    )
+    directory = open_run(arguments.run_dir, _config(arguments), resume=arguments.resume, overwrite=arguments.overwrite)
     envs = make_training_envs(arguments.env_id, arguments.n_envs, arguments.seed, **federation)
     tensorboard = directory / TENSORBOARD
     print(f"run directory {directory}    curves: tensorboard --logdir {tensorboard}")

@@ -5,8 +5,6 @@ features it was trained on, and where it comes from).
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from agents.files import write_atomically, write_json
 from agents.trust_net import Architecture, TrustNet
 from fl_core.aggregation import ServerView, TrustRule, TrustWeighting
 from fl_core.fingerprint import FEATURES
@@ -50,7 +49,7 @@ def save_policy(policy: TrustNet, directory: Path | str, provenance: Mapping[str
     }
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
     write_atomically(directory / WEIGHTS, save(weights))
-    write_atomically(directory / CARD, (json.dumps(card, indent=2) + "\n").encode())
+    write_json(directory / CARD, card)
     return directory
 
 
@@ -115,18 +114,3 @@ class TrustAggregator(TrustRule):
         """See ``TrustRule.trust``. The policy sees rejected clients too, at their worst, as it did in training."""
         trust: Tensor = self.policy(view.fingerprint.observation)
         return trust[~view.rejected]
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that it is there in full or as it was before."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

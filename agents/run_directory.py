@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.deployed import write_atomically
+from agents.files import write_json
 
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
 
@@ -35,7 +35,7 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
             raise ValueError(f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted")
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / CONFIG, (json.dumps(dict(config), indent=2) + "\n").encode())
+    write_json(directory / CONFIG, config)
     return directory
 
 

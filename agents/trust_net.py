@@ -95,8 +95,8 @@ class _AttentionBlock(nn.Module):
         )
         attended = F.scaled_dot_product_attention(query, key, value)
         tokens = tokens + self.project_out(attended.transpose(-3, -2).flatten(-2))
-        tokens = tokens + self.feed_forward(tokens)
-        return tokens
+        residual: Tensor = self.feed_forward(tokens)
+        return tokens + residual
 
 
 def _robust_z_scores(fingerprint: Tensor) -> Tensor:

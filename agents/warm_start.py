@@ -25,7 +25,7 @@ from fl_core.evaluation import capped_cross_entropy
 from optigrad_env.observation import SCORE_SCALE
 from optigrad_env.wrappers import RecordedRound
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,12 @@ class Recording:
 
 
 def warm_start(
-    policy: TrustNet, envs: VecEnv, federations: Sequence[Federation], settings: WarmStart, seed: int, progress: Progress
+    policy: TrustNet,
+    envs: VecEnv,
+    federations: Sequence[Federation],
+    settings: WarmStart,
+    seed: int,
+    progress: Progress,
 ) -> dict[str, float]:
     """Runs both stages; the policy is trained in place.
 
@@ -88,7 +93,11 @@ def warm_start(
     recordings += record(envs, federations, settings.rounds - half, _policy_behaviour(policy, rng), progress)
     before = mean_gap(policy, recordings)
     gradient(policy, recordings, settings, rng, progress)
-    return {"cloning_loss": cloning_loss, "gap_after_cloning": before, "gap_after_gradient": mean_gap(policy, recordings)}
+    return {
+        "cloning_loss": cloning_loss,
+        "gap_after_cloning": before,
+        "gap_after_gradient": mean_gap(policy, recordings),
+    }
 
 
 Behaviour = Callable[[NDArray[np.float32], list[RecordedRound]], NDArray[np.float32]]
@@ -130,7 +139,7 @@ def gradient(
 ) -> None:
     """Follows the gradient of the oracle gap through the aggregation."""
     for step in _optimise(policy, settings.learning_rate, settings.gradient_steps):
-        recording = recordings[rng.integers(len(recordings))]
+        recording = recordings[int(rng.integers(len(recordings)))]
         picks = torch.from_numpy(rng.integers(len(recording), size=settings.batch))
         validation = recording.federation.splits.validation
         chosen = rng.choice(len(validation), size=min(settings.samples, len(validation)), replace=False)
@@ -187,7 +196,7 @@ def _optimise(policy: TrustNet, learning_rate: float, steps: int) -> Any:
 
     def step(loss: Tensor) -> float:
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -1,11 +1,12 @@
 """The federation as a Gymnasium environment."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
@@ -46,7 +47,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     | Num | Feature                | Meaning | Min | Max |
     |-----|------------------------|---------|-----|-----|
-    | 0   | `reconstruction_error` | of a VAE that knows simulated honest updates; log-ratio to its median there | -3 | 3 |
+    | 0   | `reconstruction_error` | of a VAE for honest updates; log-ratio to its median on simulated ones | -3 | 3 |
     | 1   | `root_cosine`          | cosine to the reference update, trained on root data | -1 | 1 |
     | 2   | `peer_cosine`          | mean cosine to the other clients' updates | -1 | 1 |
     | 3   | `norm`                 | L2 norm; log-ratio to the round's median | -3 | 3 |
@@ -97,7 +98,10 @@ class OptiGradEnv(gym.Env[Observation, Action]):
     * v0: Initial version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi", "rgb_array"], "render_fps": 4}
+    metadata = {  # noqa: RUF012
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+    }
 
     def __init__(
         self,
@@ -116,8 +120,8 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         self.rounds = rounds
         self.render_mode = render_mode
         self.scenarios = _scenarios(scenarios)
-        self.observation_space = observation_space(num_clients)
-        self.action_space = action_space(num_clients)
+        self.observation_space: spaces.Box = observation_space(num_clients)  # type: ignore[assignment]
+        self.action_space: spaces.Box = action_space(num_clients)  # type: ignore[assignment]
         self._reward = make_reward(reward)
         self._num_clients = num_clients
         self._round: Round | None = None

@@ -68,4 +68,3 @@ class FeatureShuffle(gym.ObservationWrapper[Observation, Action, Observation]):
     def observation(self, observation: Observation) -> Observation:
         """Permutes every column by itself."""
         return self.np_random.permuted(observation, axis=0)
-

@@ -13,7 +13,8 @@ from fl_core.aggregation.view import ServerView
 class FLTrust(Rule):
     """Updates scaled to the reference's norm, weighted by the ReLU of their cosine to it.
 
-    Cao et al. 2021, arXiv 2012.13995, equations 2-4. Where no client points the reference's way at all, the paper's mean is 0/0; the reference is used.
+    Cao et al. 2021, arXiv 2012.13995, equations 2-4. Where no client points the reference's way at all, the paper's
+    mean is 0/0; the reference is used.
     """
 
     needs_root: ClassVar[bool] = True

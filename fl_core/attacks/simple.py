@@ -79,7 +79,8 @@ class GaussianNoise(ColludableAttack):
         """See ``Attack.corrupt``."""
         rows = 1 if self.colluding else len(own)
         noise = torch.randn(rows, own.shape[1], generator=generator).to(own) / math.sqrt(own.shape[1])
-        return own + self.factor * own.norm(dim=1, keepdim=True) * noise
+        lengths: Tensor = own.norm(dim=1, keepdim=True)
+        return own + self.factor * lengths * noise
 
 
 def _check_finite(attack: str, field: str, value: float) -> None:

@@ -61,8 +61,11 @@ def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int =
     order = train[_interleave_classes(dataset.labels[dataset.train].numpy(), generator)]
     half = root // 2
     reference, utility, held, rest = np.split(order, [half, root, root + validation])
-    parts = (np.sort(rest), np.sort(reference), np.sort(utility), np.sort(held))
-    return Splits(*(torch.from_numpy(part) for part in parts), test=dataset.test)
+
+    def indices(part: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.sort(part))
+
+    return Splits(indices(rest), indices(reference), indices(utility), indices(held), dataset.test)
 
 
 def _interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:

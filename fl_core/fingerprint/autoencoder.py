@@ -55,6 +55,7 @@ class UpdateAutoencoder(nn.Module):
         folded = signed.view(len(updates), -1, SKETCH).sum(dim=1)
         return folded / scale.clamp_min(torch.finfo(torch.float32).tiny)
 
+    @torch.enable_grad()
     def fit(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
         """Trains on sketches of honest updates (M, 256) by Adam; deterministic for a generator."""
         optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE)
@@ -104,7 +105,7 @@ def _dense(*widths: int, generator: torch.Generator) -> nn.Sequential:
 
 def _linear(width_in: int, width_out: int, generator: torch.Generator) -> nn.Linear:
     """A dense layer with He-uniform weights from ``generator`` (PyTorch's own initialisation takes none)."""
-    layer = nn.utils.skip_init(nn.Linear, width_in, width_out)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, width_in, width_out)
     nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
     nn.init.zeros_(layer.bias)
     return layer

@@ -6,7 +6,8 @@ from torch import Tensor
 
 def norms(updates: Tensor) -> Tensor:
     """Feature 3, ``‖Δᵢ‖₂``: (N, P) to (N,) float64."""
-    return torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)
+    lengths: Tensor = torch.linalg.vector_norm(updates, dim=1, dtype=torch.float64)
+    return lengths
 
 
 def root_cosine(updates: Tensor, reference: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class SequentialEngine:
         self._network = copy.deepcopy(network)
         self._layout = layout
 
+    @torch.enable_grad()
     def train(
         self,
         shared: Tensor,
@@ -46,7 +47,7 @@ class SequentialEngine:
         optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
         for x, y in zip(images, labels, strict=True):
             optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(network(x), y).backward()
             for name in anchored:
                 # The gradient of the proximal term in closed form, mu·(w − w_global), rather than through autograd.
                 weight = network.get_parameter(name)

@@ -82,6 +82,7 @@ class StackedEngine:
         self._trainable = [entry.name for entry in layout.entries if entry.trainable]
         self._anchored = [entry.name for entry in layout.shared if entry.trainable]
 
+    @torch.enable_grad()
     def train(
         self,
         shared: Tensor,
@@ -241,18 +242,15 @@ def _flatten(module: nn.Module, name: str, x: _Activation, context: _Context) ->
     assert x.maps is not None
     if x.common:
         return _Activation(x.models, vectors=x.maps.flatten(1).expand(x.models, -1, -1))
-    batch, channels, height, width = x.maps.shape
-    # (B, M·C, H, W) to (M, B, C·H·W) by way of (B, HW, M, C), the order in memory: so the gradient comes back
-    # channels-last too. Taken the direct way it comes back contiguous, and every backward above is twice as slow.
-    pixels = x.maps.permute(0, 2, 3, 1).reshape(batch, height * width, x.models, channels // x.models)
-    return _Activation(x.models, vectors=pixels.permute(2, 0, 3, 1).reshape(x.models, batch, -1))
+    # Stacked channels (B, M·C, H, W) to a row of features for each model and sample, (M, B, C·H·W).
+    return _Activation(x.models, vectors=x.maps.reshape(len(x.maps), x.models, -1).transpose(0, 1))
 
 
 def _linear(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
     assert isinstance(module, nn.Linear)
     assert x.vectors is not None
     weight = context.tensors[f"{name}.weight"].transpose(1, 2)
-    if module.bias is None:
+    if f"{name}.bias" not in context.tensors:
         return _Activation(x.models, vectors=torch.bmm(x.vectors, weight))
     bias = context.tensors[f"{name}.bias"].unsqueeze(1)
     return _Activation(x.models, vectors=torch.baddbmm(bias, x.vectors, weight))
