@@ -195,7 +195,15 @@ def _batchnorm2d(module: nn.Module, name: str, x: _Activation, context: _Context
         return _Activation(x.models, maps=maps)
     if name in context.folded:
         return x
-    # Spelled out, because F.batch_norm is not differentiable in the statistics that it is given or takes.
+    if context.statistics is _Statistics.REESTIMATE and not x.maps.requires_grad:
+        # With momentum 1 the batch's statistics replace the running ones.
+        mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
+        context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"] = mean, variance
+        weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
+        maps = F.batch_norm(x.maps, mean, variance, weight, bias, True, 1.0, module.eps)
+        return _Activation(x.models, maps=maps)
+    # Spelled out, several times slower, where a gradient is wanted: F.batch_norm is not differentiable in the
+    # statistics that it is given or takes.
     if context.statistics is _Statistics.REESTIMATE:
         unbiased, mean = torch.var_mean(x.maps, dim=(0, 2, 3))
         context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"] = mean, unbiased

@@ -1,0 +1,45 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+RUN    ?= runs/quickstart
+OUT    ?= runs/quickstart/evaluation
+
+# One thread a process: small networks gain nothing from a second one, and two processes share two cores.
+export OMP_NUM_THREADS = 1
+
+.PHONY: help setup quickstart test test-slow lint benchmark clean
+
+help:  ## Show the targets.
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## Make .venv and install everything.
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attacks it never saw (about 4 minutes).
+	$(BIN)/python train_agent.py --timesteps 3000 --run-dir $(RUN) --overwrite
+	$(BIN)/python evaluate.py --policies $(RUN) --seeds 3 --out $(OUT) --overwrite
+	@echo "curves: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+
+test: setup  ## Run the tests.
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-slow: setup  ## Run the tests that take minutes.
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## Check style and types.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: setup  ## Time a round, part by part; writes results/round.csv.
+	$(BIN)/python benchmarks/round.py
+
+clean:  ## Remove the virtual environment and caches; keeps runs/ and results/.
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
