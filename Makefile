@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-RUN    ?= runs/quickstart
-OUT    ?= runs/quickstart/evaluation
+RUN    ?= runs/optigradtrust
+OUT    ?= runs/optigradtrust/evaluation
 
 # One thread a process: small networks gain nothing from a second one, and two processes share two cores.
 export OMP_NUM_THREADS = 1

@@ -45,8 +45,8 @@ class Arguments:
     """Number of seeds, from 0 upwards."""
     env_id: str = "OptiGrad/Digits-v0"
     """Environment whose federation is used."""
-    num_clients: int = 10
-    """Clients."""
+    num_clients: int | None = None
+    """Clients, by default the environment's."""
     rounds: int = 20
     """Rounds of a run."""
     num_byzantine: int | None = None
@@ -94,8 +94,11 @@ def main(arguments: Arguments) -> None:
 def _grid(arguments: Arguments) -> Grid:
     if arguments.seeds < 1:
         raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
-    federation = make_env(arguments.env_id).unwrapped.spec
-    assert federation is not None
+    spec = make_env(arguments.env_id).unwrapped.spec
+    assert spec is not None
+    settings = (
+        {**spec.kwargs} if arguments.num_clients is None else {**spec.kwargs, "num_clients": arguments.num_clients}
+    )
     return Grid(
         rules=arguments.rules,
         policies=arguments.policies,
@@ -105,7 +108,7 @@ def _grid(arguments: Arguments) -> Grid:
         seeds=tuple(range(arguments.seeds)),
         rounds=arguments.rounds,
         num_byzantine=arguments.num_byzantine,
-        settings={**federation.kwargs, "num_clients": arguments.num_clients},
+        settings=settings,
     )
 
 

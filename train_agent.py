@@ -37,8 +37,8 @@ class Arguments:
     """Federated rounds to learn from, over all environments; those of the warm start are extra."""
     n_envs: int = 2
     """Environments, a process each: as many as there are cores."""
-    num_clients: int = 10
-    """Clients in the training federation; the policy runs with any other number too."""
+    num_clients: int | None = None
+    """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     seed: int = 0
     """Seed of everything."""
     run_dir: Path = Path("runs/trust")
@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> int:
     if arguments.timesteps < 1 or arguments.eval_every < 1 or arguments.eval_episodes < 1:
         raise ValueError(f"timesteps, eval-every and eval-episodes must be at least 1, got {arguments}")
     torch.set_num_threads(1)
-    federation = {"num_clients": arguments.num_clients}
+    federation = {} if arguments.num_clients is None else {"num_clients": arguments.num_clients}
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
     directory = open_run(arguments.run_dir, _config(arguments), resume=arguments.resume, overwrite=arguments.overwrite)
     envs = make_training_envs(arguments.env_id, arguments.n_envs, arguments.seed, **federation)
@@ -73,7 +73,13 @@ def main(arguments: Arguments) -> int:
     if arguments.resume:
         model = load_algorithm(arguments.algo, directory / MODEL, envs)
     else:
-        model = make_algorithm(arguments.algo, envs, seed=arguments.seed, tensorboard=tensorboard)
+        model = make_algorithm(
+            arguments.algo,
+            envs,
+            seed=arguments.seed,
+            warm_started=arguments.warm_start,
+            tensorboard=tensorboard,
+        )
 
     provenance = {
         "command": shlex.join(["python", *sys.argv]),
@@ -81,7 +87,7 @@ def main(arguments: Arguments) -> int:
         "seed": arguments.seed,
         "algorithm": arguments.algo,
         "warm_start": arguments.warm_start,
-        "num_clients": arguments.num_clients,
+        "num_clients": base_env(evaluation_env).federation.config.num_clients,
         "attacks_seen": list(TRAIN_ATTACKS),
         "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
     }
@@ -97,7 +103,7 @@ def main(arguments: Arguments) -> int:
         on_best=keep_policy,
     )
     try:
-        if arguments.warm_start and not arguments.resume:
+        if arguments.warm_start and model.num_timesteps == 0:  # also after a run that was stopped in its warm start
             _warm_start(model, envs, arguments, federation)
         model.learn(
             max(arguments.timesteps - model.num_timesteps, 0),
@@ -106,7 +112,7 @@ def main(arguments: Arguments) -> int:
             tb_log_name=arguments.algo,
             progress_bar=arguments.progress,
         )
-        evaluation.evaluate()
+        evaluation.finish()
     except KeyboardInterrupt:
         save_model(model, directory / MODEL)
         if evaluation.best == float("-inf"):

@@ -52,6 +52,11 @@ class FixedScenarioEvaluation(BaseCallback):
             self.evaluate()
         return True
 
+    def finish(self) -> None:
+        """Evaluates the last state too, if that was not just done."""
+        if self.num_timesteps != self._timesteps[-1]:
+            self.evaluate()
+
     def evaluate(self) -> float:
         """Plays the episodes, logs, and returns the mean reward of a round."""
         episodes, accuracy = zip(*(self._play(self.SEED + i) for i in range(self._episodes)), strict=True)

@@ -10,7 +10,6 @@ from gymnasium.error import NameNotFound, NamespaceNotFound, VersionNotFound
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
-import optigrad_env
 from optigrad_env import OptiGradEnv
 from optigrad_env.wrappers import RoundRecorder
 
@@ -70,7 +69,6 @@ def make_training_envs(env_id: str, count: int, seed: int, **kwargs: Any) -> Vec
 
 def _maker(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env[Any, Any]]:
     def make() -> gym.Env[Any, Any]:
-        optigrad_env.__name__  # noqa: B018  (the import registers the ids in the worker)
         return Monitor(RoundRecorder(make_env(env_id, **kwargs)))
 
     return make

@@ -1,6 +1,6 @@
 """Use a trained policy as the aggregation rule of a federation of your own.
 
-    python examples/deploy_policy.py runs/quickstart
+    python examples/deploy_policy.py runs/optigradtrust
 
 The federation here is the simulated one; in yours, replace the two marked lines by what your server has received and
 by how it sends its model on.
@@ -29,4 +29,4 @@ def main(run_directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    main(sys.argv[1] if len(sys.argv) > 1 else "runs/optigradtrust")

@@ -58,6 +58,7 @@ class FederationConfig:
         make_shapley(self.shapley)
 
 
+_SCORED_SPLITS = ("validation", "test")
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
 _WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor"}
 
@@ -160,7 +161,8 @@ class Federation:
             self.dataset.num_classes,
             _autoencoder(config),
             make_shapley(config.shapley),
-            streams,
+            # Not the episode's own streams: who is malicious is drawn from those, and a defence holds this object.
+            streams.descend(Purpose.FINGERPRINT),
         )
 
     def local_round(self) -> Round:
@@ -201,9 +203,9 @@ class Federation:
             updates: (M, P), candidates; a row of zeros is the present model.
             split: ``"validation"`` while an agent is trained, ``"test"`` for reported figures only.
         """
+        samples = self._samples(split)
         models = self.shared + updates
         local = self.engine.reestimate(models, self.local[-1].expand(len(models), -1), self.simulator.images)
-        samples = getattr(self.splits, split)
         logits = self.engine.logits(models, local, self.dataset.images[samples])
         return evaluation.score(logits, self.dataset.labels[samples])
 
@@ -212,12 +214,16 @@ class Federation:
 
         On samples of ``split`` mixed as the client's own classes are.
         """
-        samples, clients = getattr(self.splits, split), self.config.num_clients
+        samples, clients = self._samples(split), self.config.num_clients
         logits = self.engine.logits(self.shared.expand(clients, -1), self.local[:-1], self.dataset.images[samples])
         metrics = evaluation.score(logits, self.dataset.labels[samples])
         classes = self.dataset.num_classes
         counts = [torch.bincount(self.dataset.labels[shard], minlength=classes) for shard in self.shards]
         return evaluation.personalised_accuracy(metrics.class_accuracy, torch.stack(counts))
+
+    def _samples(self, split: str) -> Tensor:
+        check_known("split", [split], _SCORED_SPLITS)
+        return self.splits.validation if split == "validation" else self.splits.test
 
     def _partition(self, alpha: float | None, streams: Streams) -> list[Tensor]:
         generator, clients = streams.numpy(Purpose.PARTITION), self.config.num_clients

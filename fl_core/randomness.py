@@ -24,7 +24,7 @@ class Purpose(IntEnum):
     AUTOENCODER = 6
     SHAPLEY = 7
     SERVER = 8
-    SCENARIO = 9
+    FINGERPRINT = 9
 
 
 @dataclass(frozen=True)
@@ -48,3 +48,8 @@ class Streams:
         """A fresh CPU ``torch.Generator`` at the start of stream ``(purpose, index)``."""
         words = self._child(purpose, index).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(words[0]) & (2**63 - 1))
+
+    def descend(self, purpose: Purpose) -> "Streams":
+        """Streams of their own for somebody who must not be able to work out these: the way back is a hash."""
+        first, second = (int(word) for word in self._child(purpose, 0).generate_state(2, np.uint64))
+        return Streams((first << 64) | second)
