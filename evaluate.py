@@ -14,7 +14,7 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.benchmark import Grid, ResultsFile, run
+from agents.benchmark import Grid, ResultsFile, policy_label, run
 from agents.deployed import read_card
 from agents.environments import make_env
 from agents.files import write_atomically, write_json
@@ -64,7 +64,7 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Runs the benchmark and prints the table."""
     grid = _grid(arguments)
-    learned = [Path(policy).name for policy in grid.policies]
+    learned = [policy_label(policy) for policy in grid.policies]
     cells = len(grid.cells())
     print(
         f"{cells} scenarios x seeds, {len(grid.labels())} rules each, {grid.rounds} rounds, {arguments.workers} workers"
@@ -92,8 +92,9 @@ def main(arguments: Arguments) -> None:
 
 
 def _grid(arguments: Arguments) -> Grid:
-    if arguments.seeds < 1:
-        raise ValueError(f"seeds must be at least 1, got {arguments.seeds}")
+    for name in ("seeds", "workers"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
     spec = make_env(arguments.env_id).unwrapped.spec
     assert spec is not None
     settings = (
@@ -119,7 +120,7 @@ def _facts(arguments: Arguments, grid: Grid) -> dict[str, Any]:
         "seeds": arguments.seeds,
         "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "numpy")},
         "python": platform.python_version(),
-        "policies": {Path(policy).name: read_card(policy)["provenance"] for policy in grid.policies},
+        "policies": {policy_label(policy): read_card(policy)["provenance"] for policy in grid.policies},
     }
 
 

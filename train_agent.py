@@ -62,6 +62,10 @@ def main(arguments: Arguments) -> int:
     check_known("algorithm", [arguments.algo], algorithm_names())
     if arguments.timesteps < 1 or arguments.eval_every < 1 or arguments.eval_episodes < 1:
         raise ValueError(f"timesteps, eval-every and eval-episodes must be at least 1, got {arguments}")
+    if arguments.n_envs < 1:
+        raise ValueError(f"n-envs must be at least 1, got {arguments.n_envs}")
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"seed must lie in [0, 2**32), got {arguments.seed}")
     torch.set_num_threads(1)
     federation = {} if arguments.num_clients is None else {"num_clients": arguments.num_clients}
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)

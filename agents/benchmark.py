@@ -76,17 +76,21 @@ class Grid:
             raise ValueError("neither rules nor policies to compare")
         if self.rounds < FINAL_ROUNDS:
             raise ValueError(f"rounds must be at least {FINAL_ROUNDS}, the rounds that are averaged; got {self.rounds}")
-        if len({Path(policy).name for policy in self.policies}) < len(self.policies):
+        names = [policy_label(policy) for policy in self.policies]
+        if len(set(names)) < len(names):
             raise ValueError(f"two policies have the same directory name, which names their row: {self.policies}")
+        taken = [name for name in names if name in (*self.rules, *_ORACLES)]
+        if taken:
+            raise ValueError(f"policy directory {taken[0]!r} has the name of a rule, and would take its row; rename it")
         for scenario, _ in self.cells():
             scenario.make_attack()
         for rule in self.labels():
             self.make(rule)
-        configure(**self.settings)
+        Federation(configure(**self.settings))
 
     def labels(self) -> list[str]:
         """Names of everything that is run: policies, rules, oracles."""
-        names = [*(Path(policy).name for policy in self.policies), *self.rules, *_ORACLES]
+        names = [*map(policy_label, self.policies), *self.rules, *_ORACLES]
         return list(dict.fromkeys(names))
 
     def make(self, label: str) -> Rule:
@@ -96,7 +100,7 @@ class Grid:
             ValueError: Unknown rule, or a damaged policy.
         """
         for policy in self.policies:
-            if Path(policy).name == label:
+            if policy_label(policy) == label:
                 return TrustAggregator(load_policy(policy), configure(**self.settings).weighting)
         told = self.num_byzantine is not None and label in ("krum", "trimmed_mean")
         return make_rule(label, **({"num_byzantine": self.num_byzantine} if told else {}))
@@ -207,6 +211,11 @@ class ResultsFile:
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
+
+
+def policy_label(policy: str) -> str:
+    """Name of a policy's row: that of its directory, also where that was given as ``.``."""
+    return Path(policy).resolve().name
 
 
 def _auroc(weights: Tensor, malicious: Tensor) -> float:

@@ -47,9 +47,12 @@ class FixedScenarioEvaluation(BaseCallback):
         if self.num_timesteps not in self._timesteps:
             self.evaluate()
 
-    def _on_step(self) -> bool:
+    def _on_rollout_start(self) -> None:
+        # Here, not in `_on_step`: between rollouts the policy is what the last update has made of it.
         if self.num_timesteps - self._timesteps[-1] >= self._every:
             self.evaluate()
+
+    def _on_step(self) -> bool:
         return True
 
     def finish(self) -> None:

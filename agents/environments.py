@@ -6,10 +6,10 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from gymnasium.error import NameNotFound, NamespaceNotFound, VersionNotFound
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
+from fl_core.registry import check_known
 from optigrad_env import OptiGradEnv
 from optigrad_env.wrappers import RoundRecorder
 
@@ -29,10 +29,8 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     Raises:
         ValueError: Unknown id, or a wrong argument.
     """
-    try:
-        return gym.make(env_id, disable_env_checker=True, **kwargs)
-    except (NameNotFound, NamespaceNotFound, VersionNotFound) as error:
-        raise ValueError(f"unknown environment id {env_id!r}; there are: {', '.join(environment_ids())}") from error
+    check_known("environment id", [env_id], environment_ids())
+    return gym.make(env_id, disable_env_checker=True, **kwargs)
 
 
 def base_env(env: gym.Env[Any, Any]) -> OptiGradEnv:

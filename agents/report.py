@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from agents.files import write_atomically
-from agents.statistics import Row, over_seeds
+from agents.statistics import Row, alphas_of, over_seeds
 
 LEARNED, RULE, TRUTH = "#d1495b", "#2a78b8", "#9a9a9a"
 _TOLD = ("oracle", "anchored_oracle")
@@ -69,7 +69,7 @@ def to_markdown(entries: Sequence[Entry]) -> str:
 def to_picture(rows: Sequence[Row], entries: Sequence[Entry], learned: Sequence[str]) -> bytes:
     """A PNG: regret of each rule under each attack and α (left), and accuracy without attack (right)."""
     rules = [entry["rule"] for entry in entries if entry["rule"] != "oracle"][::-1]
-    alphas = sorted({row["alpha"] for row in rows if row["alpha"] is not None}, reverse=True) or [None]
+    alphas = alphas_of(rows)
     attacks = sorted({row["attack"] for row in rows if row["malicious_fraction"] > 0})
     figure = Figure(figsize=(4.2 * len(alphas) + 3.2, 0.42 * len(rules) + 2.2), layout="constrained")
     panels = figure.subplots(1, len(alphas) + 1, sharey=True)

@@ -27,6 +27,7 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
         raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
     if resume:
         _check_resumable(directory, config)
+        write_json(directory / CONFIG, config)
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
@@ -43,7 +44,10 @@ def _check_resumable(directory: Path, config: Mapping[str, Any]) -> None:
     path = directory / CONFIG
     if not path.is_file() or not (directory / MODEL).is_file():
         raise ValueError(f"nothing to resume: {directory} does not hold both {CONFIG} and {MODEL}")
-    old = json.loads(path.read_text())
+    try:
+        old = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     changed = [name for name in config if name != "timesteps" and old.get(name) != config[name]]
     if changed:
         differences = ", ".join(f"{name} was {old.get(name)!r}, is {config[name]!r}" for name in changed)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from math import isnan, nan, sqrt
+from math import inf, isnan, nan, sqrt
 from statistics import fmean, stdev
 from typing import Any
 
@@ -46,10 +46,13 @@ def over_seeds(rows: Iterable[Row], column: str, scale: float = 1.0) -> Estimate
 def worst_attack(rows: Sequence[Row], column: str, scale: float = 1.0) -> float:
     """The largest mean of a column over any single attack and heterogeneity; NaN without data."""
     keys = {(row["attack"], row["malicious_fraction"], row["alpha"]) for row in rows}
-    groups = [
-        [row for row in rows if (row["attack"], row["malicious_fraction"], row["alpha"]) == key] for key in sorted(keys)
-    ]
+    groups = [[row for row in rows if (row["attack"], row["malicious_fraction"], row["alpha"]) == key] for key in keys]
     return max((over_seeds(group, column, scale).mean for group in groups), default=nan)
+
+
+def alphas_of(rows: Iterable[Row]) -> list[float | None]:
+    """Concentrations in the rows, IID (``None``) first, then from large to small."""
+    return sorted({row["alpha"] for row in rows}, key=lambda alpha: inf if alpha is None else alpha, reverse=True)
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -70,7 +73,7 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
     def attacked(row: Row) -> bool:
         return bool(row["malicious_fraction"] > 0)
 
-    alphas = sorted({row["alpha"] for row in rows}, reverse=True)
+    alphas = alphas_of(rows)
     entries = []
     for rule in dict.fromkeys(row["rule"] for row in rows):
         under_attack = select(rule, attacked)

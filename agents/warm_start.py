@@ -48,6 +48,13 @@ class WarmStart:
     samples: int = 64
     learning_rate: float = 1e-3
 
+    def __post_init__(self) -> None:
+        for name, least in {"rounds": 2, "clone_steps": 0, "gradient_steps": 0, "batch": 1, "samples": 1}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
@@ -163,7 +170,7 @@ def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: T
     federation, rounds = recording.federation, recording.rounds
     score, value = policy.score_and_value(rounds.observation[picks])
     weighting: TrustWeighting = federation.config.weighting
-    weights, root_weight = weighting.weights(torch.sigmoid(score))
+    weights, root_weight = weighting.weights(torch.sigmoid(score) * ~rounds.rejected[picks])
     update = torch.einsum("bn,bnp->bp", weights, rounds.updates[picks]) + root_weight[:, None] * rounds.reference[picks]
     with torch.no_grad():
         honest = _loss(federation, rounds, picks, rounds.honest[picks], samples)

@@ -187,7 +187,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     @staticmethod
     def _observation(round_: Round) -> Observation:
-        observation: Observation = round_.view.fingerprint.observation.numpy()
+        observation: Observation = round_.view.fingerprint.observation.numpy().copy()
         return observation
 
     def _info(self, round_: Round) -> dict[str, Any]:

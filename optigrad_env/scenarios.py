@@ -68,10 +68,10 @@ class ScenarioDistribution:
         for name in self.attacks:
             Scenario(attack=name)
         for name in ("malicious_fraction", "alpha", "onset"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} must be a range (low, high) with low <= high, got ({low}, {high})")
-            for edge in (low, high):
+            edges = getattr(self, name)
+            if not isinstance(edges, tuple) or len(edges) != 2 or edges[0] > edges[1]:
+                raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges}")
+            for edge in edges:
                 Scenario(**{name: edge})
         if not 0.0 <= self.collusion <= 1.0:
             raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
@@ -98,7 +98,8 @@ class ScenarioDistribution:
         }
         if generator.random() < 0.5:
             drawn["onset"] = self.onset[0]
-        drawn["attack_options"] = {} if "attack" in pinned else self._options(attack, generator)
+        options = self._options(attack, generator)
+        drawn["attack_options"] = {} if "attack" in pinned else options
         return Scenario(**{**drawn, **pinned})
 
     def _options(self, attack: str, generator: np.random.Generator) -> dict[str, Any]:

@@ -16,6 +16,7 @@ class RecordedRound:
     Attributes:
         observation: (N, 6) float32.
         malicious: (N,) bool.
+        rejected: (N,) bool.
         updates: (N, P) float32, clipped as the environment clips; zero for a rejected client.
         reference: (P,) float32.
         shared: (P,) float32, the global model.
@@ -25,6 +26,7 @@ class RecordedRound:
 
     observation: Tensor
     malicious: Tensor
+    rejected: Tensor
     updates: Tensor
     reference: Tensor
     shared: Tensor
@@ -50,6 +52,7 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
         return RecordedRound(
             view.fingerprint.observation,
             round_.malicious,
+            view.rejected,
             updates,
             view.reference,
             view.global_model,

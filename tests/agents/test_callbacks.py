@@ -1,0 +1,184 @@
+"""Evaluation, checkpoints and curves, on a model that learns for a few steps."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.algorithms import load_algorithm
+from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, save_model
+from agents.environments import make_env, make_training_envs
+from agents.policies import AttentionPolicy
+
+SIZES = {"num_clients": 4, "rounds": 3}
+
+
+class Curves(KVWriter):
+    """Keeps everything that is logged."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[float]] = {}
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, Any], step: int = 0) -> None:
+        for name, value in key_values.items():
+            self.values.setdefault(name, []).append(value)
+
+
+@pytest.fixture(scope="module")
+def envs() -> Iterator[VecEnv]:
+    made = make_training_envs("OptiGrad/Digits-v0", 1, 0, **SIZES)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def curves() -> Curves:
+    return Curves()
+
+
+@pytest.fixture
+def model(envs: VecEnv, curves: Curves) -> PPO:
+    made = PPO(AttentionPolicy, envs, seed=0, n_steps=16, batch_size=16, device="cpu")
+    made.set_logger(Logger(None, [curves]))
+    return made
+
+
+def evaluation(file: Path, *, on_best: Callable[[], None] = lambda: None, every: int = 16) -> FixedScenarioEvaluation:
+    env = make_env("OptiGrad/Digits-v0", **SIZES)
+    return FixedScenarioEvaluation(env, every=every, episodes=2, file=file, on_best=on_best)
+
+
+def test_evaluations_begin_before_learning_and_come_at_their_time(tmp_path: Path, model: PPO, curves: Curves) -> None:
+    callback = evaluation(tmp_path / "e.npz")
+    model.learn(48, callback=callback)
+    callback.finish()
+    with np.load(tmp_path / "e.npz") as kept:
+        assert kept["timesteps"].tolist() == [0, 16, 32, 48]
+        assert kept["results"].shape == (4, 2)
+        np.testing.assert_allclose(curves.values["eval/mean_reward"], kept["results"].mean(axis=1))
+
+
+def test_an_unchanged_policy_gets_the_same_figures_every_time(tmp_path: Path, model: PPO) -> None:
+    callback = evaluation(tmp_path / "e.npz")
+    callback.init_callback(model)
+    assert callback.evaluate() == callback.evaluate()
+    with np.load(tmp_path / "e.npz") as kept:
+        assert (kept["results"][0] == kept["results"][1]).all()
+        assert kept["results"][0][0] != kept["results"][0][1]
+
+
+@pytest.mark.parametrize(("steps", "every"), [(32, 16), (40, 20)])
+def test_first_and_last_state_are_evaluated_and_none_twice(tmp_path: Path, model: PPO, steps: int, every: int) -> None:
+    callback = evaluation(tmp_path / "e.npz", every=every)
+    model.learn(steps, callback=callback)
+    callback.finish()
+    with np.load(tmp_path / "e.npz") as kept:
+        timesteps = kept["timesteps"].tolist()
+    assert timesteps == sorted(set(timesteps))
+    assert (timesteps[0], timesteps[-1]) == (0, model.num_timesteps)
+    assert len(timesteps) >= 3
+
+
+def test_what_the_last_update_made_of_the_policy_is_evaluated_too(tmp_path: Path, model: PPO) -> None:
+    callback = evaluation(tmp_path / "e.npz")
+    model.learn(32, callback=callback)
+    callback.finish()
+    with np.load(tmp_path / "e.npz") as kept:
+        last = kept["results"][-1].mean()
+    fresh = evaluation(tmp_path / "fresh.npz")
+    fresh.init_callback(model)
+    assert last == pytest.approx(fresh.evaluate(), rel=1e-9)
+
+
+def test_the_mean_reward_is_that_of_the_deterministic_policy_on_the_fixed_seeds(tmp_path: Path, model: PPO) -> None:
+    callback = evaluation(tmp_path / "e.npz")
+    callback.init_callback(model)
+    env, rewards = make_env("OptiGrad/Digits-v0", **SIZES), []
+    for seed in (callback.SEED, callback.SEED + 1):
+        observation, _ = env.reset(seed=seed)
+        for _ in range(3):
+            observation, reward, *_ = env.step(model.predict(observation, deterministic=True)[0])
+            rewards.append(reward)
+    assert callback.evaluate() == pytest.approx(np.mean(rewards), rel=1e-9)
+
+
+def test_the_best_policy_is_kept_and_a_worse_one_is_not(
+    tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[float] = []
+    callback = evaluation(tmp_path / "e.npz", on_best=lambda: kept.append(callback.best))
+    callback.init_callback(model)
+    for reward in (0.1, 0.1, -1.0, 0.3, 0.2):
+        monkeypatch.setattr(callback, "_play", lambda seed, reward=reward: (reward, 0.5))
+        callback.evaluate()
+    assert kept == pytest.approx([0.1, 0.3])
+
+
+def test_a_resumed_evaluation_remembers_the_best_and_goes_on_with_the_curve(
+    tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "e.npz", timesteps=np.array([0, 16]), results=np.array([[0.1, 0.2], [0.7, 0.9]]))
+    kept: list[float] = []
+    callback = evaluation(tmp_path / "e.npz", on_best=lambda: kept.append(1.0))
+    assert callback.best == pytest.approx(0.8)
+    callback.init_callback(model)
+    monkeypatch.setattr(callback, "_play", lambda seed: (0.5, 0.5))
+    callback.evaluate()
+    assert kept == []
+    with np.load(tmp_path / "e.npz") as file:
+        assert len(file["timesteps"]) == 3
+        assert file["results"][:2].tolist() == [[0.1, 0.2], [0.7, 0.9]]
+
+
+def test_checkpoints_are_models_of_their_time(tmp_path: Path, model: PPO, envs: VecEnv) -> None:
+    model.learn(48, callback=Checkpoint(tmp_path, every=16))
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["model_16.zip", "model_32.zip", "model_48.zip"]
+    for steps in (16, 48):
+        assert load_algorithm("ppo", tmp_path / "checkpoints" / f"model_{steps}.zip", envs).num_timesteps == steps
+    assert (tmp_path / "model.zip").read_bytes() == (tmp_path / "checkpoints" / "model_48.zip").read_bytes()
+
+
+def test_an_interrupted_save_leaves_the_old_model(
+    tmp_path: Path, model: PPO, envs: VecEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(model, tmp_path / "model.zip")
+    old = (tmp_path / "model.zip").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        save_model(model, tmp_path / "model.zip")
+    assert (tmp_path / "model.zip").read_bytes() == old
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+
+
+class Reader(BaseCallback):
+    """Keeps the infos of a run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.infos: list[dict[str, Any]] = []
+
+    def _on_step(self) -> bool:
+        self.infos += self.locals["infos"]
+        return True
+
+
+def test_logged_reward_terms_are_the_means_over_a_rollout(model: PPO, curves: Curves) -> None:
+    reader = Reader()
+    model.learn(32, callback=[RewardTerms(), reader])
+    assert len(reader.infos) == 32
+    for name in ("oracle_gap", "progress", "malicious_mass"):
+        terms = np.array([info["reward_terms"][name] for info in reader.infos]).reshape(2, 16)
+        np.testing.assert_allclose(curves.values[f"reward_terms/{name}"], terms.mean(axis=1), rtol=1e-6)
+    shares = [
+        float(info["weights"][~info["malicious"]].sum() / info["weights"].sum())
+        for info in reader.infos[:16]
+        if info["malicious"].any()
+    ]
+    assert curves.values["trust/honest_weight_share"][0] == pytest.approx(np.mean(shares), rel=1e-6)

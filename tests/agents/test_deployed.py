@@ -1,0 +1,180 @@
+"""Policies as files and as aggregation rules."""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agents import PolicyFileError, TrustAggregator, TrustNet, load_policy, save_policy
+from agents.deployed import CARD, WEIGHTS, read_card
+from agents.trust_net import Architecture
+from fl_core.aggregation import ServerView, TrustWeighting
+from optigrad_env import OptiGradEnv
+
+ATTACKED = {"attack": "sign_flip", "malicious_fraction": 0.4, "alpha": 1.0, "onset": 0}
+
+
+def a_view(clients: int = 5, **settings: Any) -> ServerView:
+    env = OptiGradEnv(num_clients=clients, rounds=3, **settings)
+    env.reset(seed=1, options=ATTACKED)
+    return env.current_round.view
+
+
+def break_weights(path: Path) -> None:
+    content = (path / WEIGHTS).read_bytes()
+    (path / WEIGHTS).write_bytes(content[: len(content) // 2])
+
+
+def break_header(path: Path) -> None:
+    (path / WEIGHTS).write_bytes(b"\xff" * 64)
+
+
+def edit_card(path: Path, **changes: Any) -> None:
+    card = json.loads((path / CARD).read_text())
+    (path / CARD).write_text(json.dumps({**card, **changes}))
+
+
+def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, make_policy: Callable[..., TrustNet]) -> None:
+    original = make_policy(seed=5, architecture=Architecture(width=24, depth=3, heads=3))
+    loaded = load_policy(save_policy(original, tmp_path / "new" / "folder"))
+    assert loaded.architecture == original.architecture
+    assert loaded.state_dict().keys() == original.state_dict().keys()
+    for name, value in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    observed = torch.linspace(-1, 1, 60).view(10, 6)
+    assert torch.equal(loaded(observed), original(observed))
+
+
+def test_a_loaded_policy_is_frozen(saved_policy: Path) -> None:
+    policy = load_policy(saved_policy)
+    assert not policy.training
+    assert not any(parameter.requires_grad for parameter in policy.parameters())
+    assert not policy(torch.zeros(3, 6)).requires_grad
+
+
+def test_the_path_may_be_a_string_and_the_card_keeps_where_a_policy_comes_from(saved_policy: Path) -> None:
+    load_policy(str(saved_policy))
+    card = read_card(str(saved_policy))
+    assert card["provenance"] == {"attacks_seen": ["sign_flip"]}
+    assert card["features"] == [
+        "reconstruction_error",
+        "root_cosine",
+        "peer_cosine",
+        "norm",
+        "sign_agreement",
+        "shapley",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (break_weights, r"policy\.safetensors is damaged"),
+        (break_header, r"policy\.safetensors is damaged"),
+        (lambda path: (path / WEIGHTS).write_bytes(b""), r"policy\.safetensors is damaged"),
+        (lambda path: (path / WEIGHTS).unlink(), r"cannot read .*policy\.safetensors.*run directory"),
+        (lambda path: (path / CARD).unlink(), r"cannot read .*policy\.json.*run directory"),
+        (lambda path: (path / CARD).write_text("{"), r"policy\.json is damaged"),
+        (lambda path: (path / CARD).write_text(""), r"policy\.json is damaged"),
+        (lambda path: (path / CARD).write_text("[]"), r"policy\.json is damaged"),
+        (lambda path: (path / CARD).write_text("{}"), r"policy\.json is damaged"),
+        (lambda path: (path / CARD).write_bytes(b"\xff\xfe\x00"), r"policy\.json is damaged"),
+        (lambda path: edit_card(path, format_version=2), r"policy\.json has format version 2.*reads 1"),
+        (lambda path: edit_card(path, features=["norm", "shapley"]), r"features \['norm', 'shapley'\].*root_cosine"),
+        (lambda path: edit_card(path, architecture={"width": 32, "depth": 2, "heads": 2}), "does not fit"),
+        (lambda path: edit_card(path, architecture={"width": 16, "depth": 1, "heads": 2}), "does not fit"),
+        (lambda path: edit_card(path, architecture={"size": 16}), "does not fit"),
+        (lambda path: edit_card(path, architecture=None), "does not fit"),
+    ],
+)
+def test_a_damaged_or_foreign_policy_is_refused_with_file_and_reason(
+    saved_policy: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(saved_policy)
+    with pytest.raises(PolicyFileError, match=f"(?s){message}"):
+        load_policy(saved_policy)
+
+
+def test_a_policy_for_a_permuted_layout_of_the_same_features_is_refused(saved_policy: Path) -> None:
+    edit_card(saved_policy, features=read_card(saved_policy)["features"][::-1])
+    with pytest.raises(PolicyFileError, match="was made for the features"):
+        load_policy(saved_policy)
+
+
+@pytest.mark.parametrize("where", ["os.fsync", "Path.replace"])
+def test_an_interrupted_write_leaves_the_old_policy(
+    saved_policy: Path, where: str, make_policy: Callable[..., TrustNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved_policy.iterdir()}
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*((os, "fsync") if where == "os.fsync" else (Path, "replace")), interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_policy(make_policy(seed=99), saved_policy)
+    assert {path.name: path.read_bytes() for path in saved_policy.iterdir()} == before
+    load_policy(saved_policy)
+
+
+@pytest.mark.parametrize("clients", [10, 25, 50])
+def test_one_policy_aggregates_federations_of_any_size(clients: int, policy: TrustNet) -> None:
+    view = a_view(clients)
+    aggregate = TrustAggregator(policy)(view)
+    assert aggregate.update.shape == view.global_model.shape
+    assert aggregate.update.isfinite().all()
+    assert not aggregate.update.requires_grad
+    assert aggregate.weights.shape == (clients,)
+    trust = policy(view.fingerprint.observation).detach()
+    torch.testing.assert_close(aggregate.weights, trust / (trust.sum() + 1))
+    assert float(aggregate.weights.sum()) + aggregate.root_weight == pytest.approx(1, abs=1e-6)
+
+
+def test_rejected_clients_get_no_weight_and_the_others_are_judged_in_their_company(policy: TrustNet) -> None:
+    view = a_view()
+    updates = view.updates.clone()
+    updates[[1, 4], 0] = torch.tensor([float("nan"), float("inf")])
+    view = replace(view, updates=updates)
+    aggregate = TrustAggregator(policy)(view)
+    trust = policy(view.fingerprint.observation).detach()
+    trust[[1, 4]] = 0
+    torch.testing.assert_close(aggregate.weights, trust / (trust.sum() + 1))
+    assert aggregate.update.isfinite().all()
+
+
+def test_with_all_clients_rejected_the_reference_is_the_update(policy: TrustNet) -> None:
+    view = a_view()
+    broken = replace(view, updates=torch.full_like(view.updates, float("nan")))
+    aggregate = TrustAggregator(policy)(broken)
+    assert torch.equal(aggregate.update, view.reference)
+    assert aggregate.root_weight == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"update_clip": "reference", "root_anchor": 0.5}, {"update_clip": "none"}])
+def test_the_rule_does_what_the_environment_does_with_the_same_trust(
+    settings: dict[str, Any], policy: TrustNet
+) -> None:
+    env = OptiGradEnv(num_clients=5, rounds=4, **settings)
+    observation, _ = env.reset(seed=1, options=ATTACKED)
+    rule = TrustAggregator(policy, TrustWeighting(**settings))
+    for _ in range(3):
+        before = env.federation.shared
+        expected = rule(env.current_round.view)
+        with torch.no_grad():
+            action = policy.score_and_value(torch.from_numpy(observation))[0].numpy() / 5
+        observation, *_, info = env.step(action)
+        np.testing.assert_allclose(info["weights"], expected.weights.numpy(), atol=1e-6)
+        assert info["root_weight"] == pytest.approx(expected.root_weight, abs=1e-6)
+        torch.testing.assert_close(env.federation.shared - before, expected.update, rtol=0, atol=2e-6)
+
+
+def test_a_view_without_root_data_is_refused_in_words(policy: TrustNet) -> None:
+    with pytest.raises(ValueError, match="TrustAggregator needs root data"):
+        TrustAggregator(policy)(ServerView(updates=torch.ones(3, 4)))

@@ -1,0 +1,98 @@
+"""When a run directory may be written to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.run_directory import CONFIG, MODEL, open_run
+
+SETTINGS: dict[str, Any] = {"seed": 0, "algo": "ppo", "timesteps": 100}
+
+
+def a_run(directory: Path, **settings: Any) -> Path:
+    open_run(directory, {**SETTINGS, **settings}, resume=False, overwrite=False)
+    (directory / MODEL).write_bytes(b"model")
+    return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_new_run_writes_its_settings_even_into_an_empty_directory(tmp_path: Path, exists: bool) -> None:
+    directory = tmp_path / "runs" / "new"
+    if exists:
+        directory.mkdir(parents=True)
+    assert open_run(directory, SETTINGS, resume=False, overwrite=False) == directory
+    assert json.loads((directory / CONFIG).read_text()) == SETTINGS
+
+
+def test_an_existing_run_is_neither_deleted_nor_continued_unasked(tmp_path: Path) -> None:
+    before = contents(a_run(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"exists already.*--resume.*--overwrite"):
+        open_run(tmp_path / "run", SETTINGS, resume=False, overwrite=False)
+    assert contents(tmp_path / "run") == before
+
+
+def test_overwriting_begins_from_nothing(tmp_path: Path) -> None:
+    open_run(a_run(tmp_path / "run"), {**SETTINGS, "seed": 1}, resume=False, overwrite=True)
+    assert list(contents(tmp_path / "run")) == [CONFIG]
+    assert json.loads((tmp_path / "run" / CONFIG).read_text())["seed"] == 1
+
+
+def test_a_directory_that_holds_no_run_is_never_deleted(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"not a run directory; it is not deleted"):
+        open_run(tmp_path, SETTINGS, resume=False, overwrite=True)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("overwrite", [True, False])
+def test_a_file_in_the_place_of_the_directory_is_refused_and_kept(tmp_path: Path, overwrite: bool) -> None:
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(ValueError, match=r"run.*(exists already|not a run directory)"):
+        open_run(tmp_path / "run", SETTINGS, resume=False, overwrite=overwrite)
+    assert (tmp_path / "run").read_text() == "a file"
+
+
+def test_a_run_may_be_resumed_with_more_timesteps(tmp_path: Path) -> None:
+    directory = a_run(tmp_path / "run")
+    assert open_run(directory, {**SETTINGS, "timesteps": 200}, resume=True, overwrite=False) == directory
+    assert (directory / MODEL).read_bytes() == b"model"
+
+
+def test_resuming_with_other_settings_is_refused_naming_old_and_new_values(tmp_path: Path) -> None:
+    before = contents(a_run(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"seed was 0, is 7, algo was 'ppo', is 'a2c'.*only timesteps") as refused:
+        open_run(tmp_path / "run", {"seed": 7, "algo": "a2c", "timesteps": 200}, resume=True, overwrite=False)
+    assert "timesteps was" not in str(refused.value)
+    assert contents(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("missing", [CONFIG, MODEL])
+def test_resuming_without_config_or_model_is_refused(tmp_path: Path, missing: str) -> None:
+    (a_run(tmp_path / "run") / missing).unlink()
+    with pytest.raises(ValueError, match=r"nothing to resume.*config\.json and model\.zip"):
+        open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=False)
+
+
+def test_resuming_what_is_not_there_makes_no_directory(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing to resume"):
+        open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_config_is_refused_by_name(tmp_path: Path) -> None:
+    (a_run(tmp_path / "run") / CONFIG).write_text('{"seed": 0')
+    with pytest.raises(ValueError, match=r"config\.json"):
+        open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=False)
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
+    before = contents(a_run(tmp_path / "run"))
+    with pytest.raises(ValueError, match=r"--resume and --overwrite"):
+        open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=True)
+    assert contents(tmp_path / "run") == before

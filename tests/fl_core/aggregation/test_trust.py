@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fl_core.aggregation import GivenTrust, TrustWeighting, make_rule
+
+quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@quick
+@given(
+    trust=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=10),
+    anchor=st.floats(0.01, 10),
+    clip=st.sampled_from(["none", "median", "reference"]),
+    seed=st.integers(0, 2**31),
+)
+def test_the_aggregate_is_the_weighted_sum_of_clipped_updates_and_the_reference(view, trust, anchor, clip, seed):
+    rng = np.random.default_rng(seed)
+    updates = rng.standard_normal((len(trust), 15)) * rng.uniform(0.1, 10, (len(trust), 1))
+    reference = rng.standard_normal(15)
+    weighting = TrustWeighting(clip, anchor)
+    seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+    result = GivenTrust(torch.tensor(trust), weighting)(seen)
+
+    lengths = [float(np.sqrt(row @ row)) for row in updates]
+    limit = {"none": np.inf, "median": np.median(lengths), "reference": np.sqrt(reference @ reference)}[clip]
+    total = sum(trust) + anchor
+    expected = anchor / total * reference
+    for row, length, t in zip(updates, lengths, trust, strict=True):
+        expected = expected + t / total * row * min(1.0, limit / length)
+    np.testing.assert_allclose(result.update.numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(result.weights.numpy(), np.array(trust) / total, atol=1e-6)
+    assert float(result.weights.sum()) + result.root_weight == pytest.approx(1, abs=1e-5)
+
+
+def test_without_anchor_and_without_trust_the_reference_is_used_alone(view, normal):
+    seen = view(normal(4, 9))
+    result = GivenTrust(torch.zeros(4), TrustWeighting(root_anchor=0))(seen)
+    assert torch.equal(result.update, seen.reference)
+    assert (result.weights.tolist(), result.root_weight) == ([0, 0, 0, 0], 1)
+
+
+def test_without_anchor_the_reference_takes_no_part_once_there_is_any_trust(view, normal):
+    seen = view(normal(4, 9))
+    result = GivenTrust(torch.tensor([0.0, 1e-3, 0.0, 0.0]), TrustWeighting("none", root_anchor=0))(seen)
+    torch.testing.assert_close(result.update, seen.updates[1])
+    assert result.root_weight == 0
+
+
+def test_an_anchor_of_one_counts_as_one_fully_trusted_client(view, normal):
+    seen = view(normal(4, 9))
+    result = GivenTrust(torch.ones(4), TrustWeighting("none"))(seen)
+    torch.testing.assert_close(result.update, torch.cat([seen.updates, seen.reference[None]]).mean(dim=0))
+
+
+def test_a_client_without_trust_has_no_influence_at_all_where_updates_are_not_clipped_to_a_median(view, normal):
+    updates = normal(4, 9)
+    reference = normal(9, seed=1)
+    rule = GivenTrust(torch.tensor([1.0, 0.0, 1.0, 1.0]), TrustWeighting("reference"))
+    before = rule(view(updates, reference)).update
+    updates[1] *= -1e6
+    torch.testing.assert_close(rule(view(updates, reference)).update, before)
+
+
+def test_trust_of_rejected_clients_is_ignored(view, normal):
+    updates = normal(4, 9)
+    updates[2, 0] = float("nan")
+    rule = GivenTrust(torch.tensor([0.5, 0.5, 100.0, 0.5]))
+    result = rule(view(updates))
+    assert result.weights.tolist() == pytest.approx([0.2, 0.2, 0, 0.2])
+    assert result.root_weight == pytest.approx(0.4)
+
+
+def test_weights_are_differentiable_in_the_trust_and_batched():
+    trust = torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights, root = TrustWeighting().weights(trust)
+    torch.testing.assert_close(weights.sum(dim=1) + root, torch.ones(3, dtype=torch.float64))
+    assert torch.autograd.gradcheck(TrustWeighting().weights, trust)
+
+
+def test_trust_for_another_number_of_clients_is_refused(view, normal):
+    with pytest.raises(ValueError, match=r"trust of shape \(3,\) for 4 clients"):
+        GivenTrust(torch.ones(3))(view(normal(4, 9)))
+
+
+@pytest.mark.parametrize("anchor", [-1.0, float("nan"), float("inf")])
+def test_an_anchor_that_is_no_weight_is_refused_with_its_value(anchor):
+    with pytest.raises(ValueError, match=f"root_anchor must be .*got {anchor}"):
+        TrustWeighting(root_anchor=anchor)
+
+
+def test_an_unknown_clip_lists_the_names():
+    with pytest.raises(ValueError, match="unknown update_clip 'mean'; there are: none, median, reference"):
+        TrustWeighting(update_clip="mean")
+
+
+def test_shapley_trust_is_the_positive_part_of_the_observed_shapley_value(view, normal):
+    seen = view(normal(6, 9))
+    values = np.tanh(seen.updates.double().numpy() @ seen.reference.double().numpy())
+    assert (values < 0).any()
+    assert (values > 0).any()
+    weights = make_rule("shapley")(seen).weights.numpy()
+    np.testing.assert_allclose(weights, np.maximum(values, 0) / (np.maximum(values, 0).sum() + 1), atol=1e-5)

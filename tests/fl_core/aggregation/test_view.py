@@ -1,0 +1,87 @@
+from math import inf, nan
+
+import pytest
+import torch
+
+from fl_core.aggregation import ServerView
+from fl_core.aggregation.view import receive
+
+P = 4
+
+
+def test_messages_of_a_wrong_shape_or_type_become_rows_of_nan_and_the_others_stay():
+    good = torch.arange(4.0)
+    messages = [
+        good,
+        torch.zeros(P + 1),
+        torch.zeros(1, P),
+        torch.zeros(()),
+        None,
+        "x",
+        good.double(),
+        torch.ones(P, dtype=torch.int32),
+    ]
+    received = receive(messages, P)
+    assert received.dtype == torch.float32
+    assert received.shape == (len(messages), P)
+    assert ServerView(received).rejected.tolist() == [False, True, True, True, True, True, False, False]
+    assert torch.equal(received[[0, 6, 7]], torch.stack([good, good, torch.ones(P)]))
+
+
+def test_a_matrix_of_the_wrong_width_rejects_everybody():
+    received = receive(torch.zeros(3, P + 1), P)
+    assert received.shape == (3, P)
+    assert ServerView(received).rejected.all()
+
+
+def test_what_is_received_is_float32_however_it_was_sent(normal):
+    updates = normal(3, P)
+    for sent in (updates.double(), list(updates.double())):
+        received = receive(sent, P)
+        assert received.dtype == torch.float32
+        assert torch.equal(received, updates)
+
+
+def test_a_complex_message_costs_its_sender_the_weight_and_not_the_round():
+    received = receive([torch.ones(P), torch.ones(P, dtype=torch.complex64)], P)
+    assert ServerView(received).rejected.tolist() == [False, True]
+
+
+def test_a_number_too_large_for_float32_is_rejected():
+    received = receive([torch.ones(P), torch.full((P,), 1e300, dtype=torch.float64)], P)
+    assert ServerView(received).rejected.tolist() == [False, True]
+
+
+def test_received_updates_carry_no_gradient():
+    assert not receive([torch.ones(P, requires_grad=True)], P).requires_grad
+
+
+@pytest.mark.parametrize("value", [nan, inf, -inf])
+def test_a_view_rejects_the_rows_that_are_not_finite_and_keeps_the_order_of_the_others(normal, value):
+    updates = normal(5, P)
+    updates[1, 2] = updates[3, 0] = value
+    seen = ServerView(updates)
+    assert seen.rejected.tolist() == [False, True, False, True, False]
+    assert torch.equal(seen.accepted, updates[[0, 2, 4]])
+
+
+@pytest.mark.parametrize("shape", [(3,), (0, 3), (3, 0), (2, 3, 4)])
+def test_a_view_needs_a_matrix_of_updates(shape):
+    with pytest.raises(ValueError, match=r"updates must have shape \(N, P\)"):
+        ServerView(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["global_model", "reference"])
+def test_the_servers_own_vectors_must_be_as_long_as_an_update(name):
+    with pytest.raises(ValueError, match=rf"{name} must have shape \(4,\) like an update, got \(5,\)"):
+        ServerView(torch.zeros(3, P), **{name: torch.zeros(P + 1)})
+
+
+def test_a_fingerprint_needs_root_data():
+    with pytest.raises(ValueError, match="fingerprint needs root data"):
+        ServerView(torch.zeros(3, P)).fingerprint  # noqa: B018
+
+
+def test_a_view_holds_nothing_of_the_truth(federation):
+    view = federation().local_round().view
+    assert set(vars(view)) == {"updates", "global_model", "reference", "server_local", "round", "fingerprinter"}

@@ -1,0 +1,55 @@
+import pytest
+
+from fl_core.aggregation import make_rule, rule_names
+from fl_core.attacks import attack_names, make_attack
+from fl_core.fingerprint import make_shapley, shapley_names
+from fl_core.registry import Registry, check_known
+from fl_core.training import make_objective, objective_names
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (make_attack, attack_names),
+        (make_rule, rule_names),
+        (make_shapley, shapley_names),
+        (make_objective, objective_names),
+    ],
+)
+def test_an_unknown_name_is_an_error_that_lists_what_there_is(make, names):
+    with pytest.raises(ValueError, match="'no_such_thing'") as error:
+        make("no_such_thing")
+    listed = str(error.value).partition("there are: ")[2].split(", ")
+    assert sorted(listed) == sorted(names())
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "accepted"),
+    [(make_attack, "gaussian_noise", ("colluding", "factor")), (make_rule, "krum", ("num_byzantine",))],
+)
+def test_a_wrong_parameter_is_an_error_that_names_the_accepted_ones(make, name, accepted):
+    with pytest.raises(ValueError, match=f"'{name}'.*'stregnth': 2") as error:
+        make(name, stregnth=2)
+    assert all(parameter in str(error.value) for parameter in accepted)
+
+
+def test_a_type_error_inside_a_factory_is_not_mistaken_for_a_wrong_parameter():
+    registry: Registry[int] = Registry("number")
+    registry.register("broken")(lambda: len(3))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="has no len"):
+        registry.make("broken")
+
+
+def test_a_name_can_be_taken_only_once():
+    registry: Registry[int] = Registry("number")
+    registry.register("one")(lambda: 1)
+    with pytest.raises(ValueError, match="number 'one' is registered already"):
+        registry.register("one")(lambda: 2)
+    assert registry.make("one") == 1
+    assert list(registry) == ["one"]
+
+
+def test_every_unknown_name_is_named():
+    with pytest.raises(ValueError, match="unknown fruit 'x', 'z'; there are: a, b"):
+        check_known("fruit", ["x", "a", "z"], ["a", "b"])
+    check_known("fruit", ["a", "b"], ["a", "b"])

@@ -1,0 +1,463 @@
+"""The environment as Gymnasium and Stable-Baselines3 see it, for every registered id."""
+
+import hashlib
+import inspect
+import pickle
+import re
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+import optigrad_env
+from optigrad_env import OptiGradEnv
+
+IDS = sorted(name for name in gym.registry if name.startswith("OptiGrad/"))
+SMALL = {"num_clients": 4, "rounds": 3}
+ATTACKED = {"attack": "sign_flip", "malicious_fraction": 0.5, "alpha": 0.5, "onset": 0}
+
+
+def play(env_id: str, seed: int) -> str:
+    """Plays one episode and returns the hash of all that came out of it."""
+    env = gym.make(env_id, num_clients=4, rounds=3)
+    rng = np.random.default_rng(7)
+    observation, info = env.reset(seed=seed)
+    digest, done = hashlib.sha256(observation.tobytes()), False
+    while not done:
+        observation, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
+        done = terminated or truncated
+        for part in (observation, np.float64(reward), info["weights"], info["malicious"], info["validation_loss"]):
+            digest.update(np.asarray(part).tobytes())
+    return digest.hexdigest()
+
+
+def episode(env: gym.Env[Any, Any], **reset: Any) -> list[Any]:
+    """Observations, rewards and infos of one episode under random actions that are the same every time."""
+    rng = np.random.default_rng(7)
+    kept: list[Any] = [env.reset(**reset)]
+    while len(kept) == 1 or not kept[-1][3]:
+        kept.append(env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32)))
+    return kept
+
+
+def assert_same(left: Any, right: Any) -> None:
+    np.testing.assert_equal(left, right)  # recurses into lists and dicts, and is exact
+
+
+def uniform(clients: int = 4) -> np.ndarray:
+    return np.zeros(clients, np.float32)
+
+
+def sigmoid_of_five(action: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-5 * action.astype(np.float64)))
+
+
+def test_there_is_an_id_to_test() -> None:
+    assert "OptiGrad/Digits-v0" in IDS
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_both_checkers_pass_with_the_single_warning_that_observations_have_two_dimensions(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gymnasium_check(env.unwrapped)
+        sb3_check(env.unwrapped)
+    messages = [str(warning.message) for warning in caught]
+    assert len(messages) == 1, messages
+    assert "neither an image, nor a 1D vector" in messages[0]
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_two_instances_with_the_same_seed_play_the_same_episode(env_id: str) -> None:
+    assert_same(*(episode(gym.make(env_id, **SMALL), seed=5) for _ in range(2)))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_another_process_plays_the_same_episode(env_id: str) -> None:
+    imports = "import hashlib, gymnasium as gym, numpy as np, optigrad_env"
+    source = "\n".join([imports, inspect.getsource(play), f"print(play({env_id!r}, 5))"])
+    root = Path(optigrad_env.__file__).parents[1]
+    answer = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=True, cwd=root)
+    assert answer.stdout.strip() == play(env_id, 5)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_resetting_with_the_same_seed_begins_the_same_episode_again(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL)
+    first = episode(env, seed=5)
+    other = episode(env, seed=6)
+    assert_same(first, episode(env, seed=5))
+    assert not np.array_equal(first[0][0], other[0][0])
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_resets_without_a_seed_follow_from_the_last_seed_and_differ_from_each_other(env_id: str) -> None:
+    left, right = gym.make(env_id, **SMALL), gym.make(env_id, **SMALL)
+    left.reset(seed=5)
+    right.reset(seed=5)
+    second = left.reset()
+    assert_same(second, right.reset())
+    assert not np.array_equal(second[0], left.reset()[0])
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_a_pickled_environment_continues_identically(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL)
+    env.reset(seed=1, options=ATTACKED)
+    env.step(uniform())
+    copy = pickle.loads(pickle.dumps(env.unwrapped))
+    action = np.linspace(-1, 1, 4, dtype=np.float32)
+    assert_same(env.unwrapped.step(action), copy.step(action))
+    assert_same(env.unwrapped.step(-action), copy.step(-action))
+    assert_same(env.unwrapped.reset(), copy.reset())
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_the_spec_survives_json_and_makes_the_same_environment(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL, scenarios={"attacks": ["sign_flip"], "alpha": [0.3, 0.6]}, mu=0.2)
+    assert env.spec is not None
+    copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert copy.unwrapped.scenarios == env.unwrapped.scenarios
+    assert copy.unwrapped.federation.config == env.unwrapped.federation.config
+    assert_same(env.reset(seed=2), copy.reset(seed=2))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_spaces_have_a_row_a_client_and_hold_every_observation(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL)
+    assert env.observation_space.shape == (4, 6)
+    assert env.observation_space.dtype == np.float32
+    assert env.action_space == gym.spaces.Box(-1, 1, (4,), np.float32)
+    assert all(step[0] in env.observation_space for step in episode(env, seed=3, options=ATTACKED))
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_ansi_shows_a_line_a_client_and_marks_the_malicious_ones(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL, render_mode="ansi")
+    _, info = env.reset(seed=0, options=ATTACKED)
+    for _ in range(2):
+        text = env.render()
+        assert isinstance(text, str)
+        marks = [bool(re.match(rf"\s*client {i} \*", line)) for i, line in enumerate(text.splitlines()[1:5])]
+        assert marks == info["malicious"].tolist()
+        assert sum(marks) == 2
+        _, _, _, _, info = env.step(np.array([1, -1, 0, 0.5], np.float32))
+    shown = [float(line.split()[-1]) for line in env.render().splitlines()[1:6]]
+    assert shown == pytest.approx([*info["weights"], info["root_weight"]], abs=6e-4)
+
+
+@pytest.mark.parametrize("env_id", IDS)
+def test_rgb_array_is_a_picture_that_changes_with_the_weights(env_id: str) -> None:
+    env = gym.make(env_id, **SMALL, render_mode="rgb_array")
+    env.reset(seed=0, options=ATTACKED)
+    before = env.render()
+    env.step(np.array([1, -1, 0, 0.5], np.float32))
+    after = env.render()
+    for picture in (before, after):
+        assert picture.dtype == np.uint8
+        assert picture.ndim == 3
+        assert picture.shape[2] == 3
+    assert not np.array_equal(before, after)
+
+
+def test_rendering_without_a_mode_warns_and_shows_nothing() -> None:
+    env = OptiGradEnv(**SMALL)
+    env.reset(seed=0)
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert env.render() is None
+
+
+def test_an_unknown_render_mode_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'human'.*ansi, rgb_array"):
+        OptiGradEnv(render_mode="human")
+
+
+def test_the_observation_does_not_depend_on_who_is_called_malicious() -> None:
+    """With the attack ``none`` all updates are the same, whoever is malicious in name."""
+    env = gym.make("OptiGrad/Digits-v0", num_clients=5, rounds=3)
+    episodes = []
+    for fraction in (0.0, 0.8):
+        options = {"attack": "none", "malicious_fraction": fraction, "alpha": 0.5, "onset": 0}
+        episodes.append(episode(env, seed=9, options=options))
+    assert [steps[0][1]["malicious"].sum() for steps in episodes] == [0, 4]
+    for honest, called in zip(*episodes, strict=True):
+        np.testing.assert_array_equal(honest[0], called[0])
+
+
+def test_the_observation_does_not_know_the_attack_before_its_onset() -> None:
+    env = gym.make("OptiGrad/Digits-v0", **SMALL)
+    plans = {name: {**ATTACKED, "attack": name, "onset": 2} for name in ("sign_flip", "scaling", "label_flip", "none")}
+    episodes = {name: episode(env, seed=9, options=plan) for name, plan in plans.items()}
+    for name in ("sign_flip", "scaling", "label_flip"):
+        for step in (0, 1):
+            np.testing.assert_array_equal(episodes[name][step][0], episodes["none"][step][0])
+        assert not np.array_equal(episodes[name][2][0], episodes["none"][2][0])
+
+
+def test_attacking_begins_with_the_onset_and_malicious_never_changes() -> None:
+    _, *steps = episode(gym.make("OptiGrad/Digits-v0", **SMALL), seed=9, options={**ATTACKED, "onset": 1})
+    assert [step[4]["attacking"] for step in steps] == [False, True, True]
+    assert all(np.array_equal(step[4]["malicious"], steps[0][4]["malicious"]) for step in steps)
+
+
+def test_info_counts_rounds_and_weights_sum_to_one_with_the_root() -> None:
+    first, *steps = episode(gym.make("OptiGrad/Digits-v0", **SMALL), seed=3, options=ATTACKED)
+    assert first[1]["round"] == 0
+    assert "weights" not in first[1]
+    assert [step[4]["round"] for step in steps] == [1, 2, 3]
+    assert [step[3] for step in steps] == [False, False, True]
+    assert not any(step[2] for step in steps)
+    for *_, info in steps:
+        assert info["attack"] == "sign_flip"
+        assert info["malicious"].dtype == bool
+        assert info["malicious"].sum() == 2
+        assert not info["rejected"].any()
+        assert info["weights"].shape == (4,)
+        assert info["weights"].sum() + info["root_weight"] == pytest.approx(1, abs=1e-6)
+        assert 0 <= info["validation_accuracy"] <= 1
+
+
+def test_trust_of_an_action_is_its_sigmoid_and_weights_are_proportional_to_it() -> None:
+    env = gym.make("OptiGrad/Digits-v0", **SMALL)
+    env.reset(seed=3)
+    action = np.array([-1, -0.2, 0.3, 1], np.float32)
+    *_, info = env.step(action)
+    trust = sigmoid_of_five(action)
+    np.testing.assert_allclose(info["weights"], trust / (trust.sum() + 1), rtol=1e-5)
+    assert info["root_weight"] == pytest.approx(1 / (trust.sum() + 1), rel=1e-5)
+
+
+def test_actions_outside_the_box_count_as_its_edge() -> None:
+    env = OptiGradEnv(**SMALL)
+    env.reset(seed=3)
+    outside = env.step(np.array([-7, 9, 0, 1], np.float32))
+    env.reset(seed=3)
+    assert_same(outside, env.step(np.array([-1, 1, 0, 1], np.float32)))
+
+
+def test_reward_is_the_weighted_sum_of_the_terms() -> None:
+    weights = {"oracle_gap": 2.0, "progress": -0.5, "malicious_mass": 3.0}
+    _, *steps = episode(gym.make("OptiGrad/Digits-v0", **SMALL, reward=weights), seed=4, options=ATTACKED)
+    for _, reward, _, _, info in steps:
+        terms = info["reward_terms"]
+        assert set(terms) == set(weights)
+        assert reward == pytest.approx(sum(weights[name] * terms[name] for name in weights), rel=1e-12)
+        mass = -float(info["weights"][info["malicious"]].sum())
+        assert terms["malicious_mass"] == pytest.approx(mass, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["oracle_gap", "progress", "malicious_mass"])
+def test_a_single_reward_term_is_the_reward(name: str) -> None:
+    _, *steps = episode(gym.make("OptiGrad/Digits-v0", **SMALL, reward=name), seed=4, options=ATTACKED)
+    assert [reward for _, reward, *_ in steps] == [info["reward_terms"][name] for *_, info in steps]
+
+
+def test_oracle_gap_and_progress_agree_with_a_recomputation_from_the_raw_updates() -> None:
+    env = OptiGradEnv(num_clients=5, rounds=3)
+    options = {**ATTACKED, "malicious_fraction": 0.4, "attack_options": {"scale": 4.0}}
+    before = env.reset(seed=8, options=options)[1]["validation_loss"]
+    for action in (np.array([-1, -0.3, 0.1, 0.6, 1], np.float32), np.array([1, 1, -1, 0, 0.2], np.float32)):
+        federation, round_ = env.federation, env.current_round
+        updates, reference = round_.view.updates.double().numpy(), round_.view.reference.double().numpy()
+        lengths = np.linalg.norm(updates, axis=1)
+        clipped = updates * np.minimum(1, np.median(lengths) / lengths)[:, None]
+        trust = sigmoid_of_five(action)
+        mine = (trust @ clipped + reference) / (trust.sum() + 1)
+        honest = updates[~round_.malicious.numpy()].mean(axis=0)
+        candidates = torch.from_numpy(np.stack([mine, honest])).float()
+        after, oracle = federation.evaluate(candidates, "validation").loss.tolist()
+        shared = federation.shared.double().numpy()
+
+        _, reward, _, _, info = env.step(action)
+        assert reward == pytest.approx(oracle - after, abs=1e-5)
+        assert info["validation_loss"] == pytest.approx(after, abs=1e-5)
+        np.testing.assert_allclose(federation.shared.double().numpy(), shared + mine, atol=1e-5)
+        assert info["reward_terms"]["progress"] == pytest.approx(before - after, abs=1e-5)
+        before = after
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_trusting_the_honest_clients_pays_more_than_trusting_the_malicious_ones(seed: int) -> None:
+    env = gym.make("OptiGrad/Digits-v0", num_clients=5, rounds=4)
+    returns = {}
+    for side in (1, -1):
+        _, info = env.reset(seed=seed, options={**ATTACKED, "malicious_fraction": 0.4})
+        action = side * (1 - 2 * info["malicious"].astype(np.float32))
+        returns[side] = sum(float(env.step(action)[1]) for _ in range(4))
+    assert returns[1] > returns[-1] + 0.1
+
+
+def test_options_pin_the_fields_of_the_scenario() -> None:
+    env = OptiGradEnv(num_clients=10, rounds=2)
+    options = {
+        "attack": "gaussian_noise",
+        "malicious_fraction": 0.3,
+        "alpha": None,
+        "onset": 1,
+        "attack_options": {"factor": 2.5},
+    }
+    for _ in range(3):
+        _, info = env.reset(options=options)
+        assert info["attack"] == "gaussian_noise"
+        assert info["malicious"].sum() == 3
+        assert vars(env.federation.scenario) == options
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"malicious_fraction": 1.0}, r"malicious_fraction.*1\.0"),
+        ({"malicious_fraction": -0.1}, r"malicious_fraction.*-0\.1"),
+        ({"alpha": 0}, r"alpha.*0"),
+        ({"alpha": -1.5}, r"alpha.*-1\.5"),
+        ({"onset": -1}, r"onset.*-1"),
+        ({"atack": "sign_flip"}, r"'atack'.*attack.*malicious_fraction.*alpha.*onset"),
+        ({"attack": "sing_flip"}, r"'sing_flip'.*label_flip.*sign_flip"),
+        ({"attack": "sign_flip", "attack_options": {"factr": 2}}, r"sign_flip.*scale.*factr"),
+    ],
+)
+def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dict[str, Any], message: str) -> None:
+    env = gym.make("OptiGrad/Digits-v0", **SMALL)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        env.reset(seed=0, options=options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_clients": 0}, r"num_clients.*0"),
+        ({"num_clients": 100_000}, r"num_clients=100000.*samples"),
+        ({"rounds": 0}, r"rounds.*0"),
+        ({"reward": "orcale_gap"}, r"'orcale_gap'.*oracle_gap, progress, malicious_mass"),
+        ({"reward": {}}, r"no terms.*oracle_gap"),
+        ({"reward": {"progress": 1.0, "fairness": 1.0}}, r"'fairness'.*oracle_gap"),
+        ({"lerning_rate": 0.1}, r"'lerning_rate'.*learning_rate"),
+        ({"objective": "fedsgd"}, r"'fedsgd'.*fedbn_prox"),
+        ({"update_clip": "mean"}, r"'mean'.*median"),
+        ({"root_anchor": -1.0}, r"root_anchor.*-1\.0"),
+        ({"shapley": "guess"}, r"'guess'.*surrogate"),
+        ({"dataset": "letters"}, r"'letters'.*digits"),
+        ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),
+    ],
+)
+def test_bad_arguments_are_refused_with_name_value_and_what_there_is(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        OptiGradEnv(**{**SMALL, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.zeros(3, np.float32), r"\(4,\).*\(3,\)"),
+        (np.zeros((1, 4), np.float32), r"\(4,\).*\(1, 4\)"),
+        (np.float32(0), r"\(4,\).*\(\)"),
+        (np.array([0, np.nan, 0, 0], np.float32), "finite.*nan"),
+        (np.array([0, 0, np.inf, 0], np.float32), "finite.*inf"),
+    ],
+)
+def test_a_bad_action_is_refused_and_leaves_the_round_waiting(action: np.ndarray, message: str) -> None:
+    env, undisturbed = OptiGradEnv(**SMALL), OptiGradEnv(**SMALL)
+    env.reset(seed=0)
+    undisturbed.reset(seed=0)
+    with pytest.raises(ValueError, match=f"(?s)action.*{message}"):
+        env.step(action)
+    assert_same(env.step(uniform()), undisturbed.step(uniform()))
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_stepping_before_a_reset_or_after_the_end_asks_for_a_reset(wrapped: bool) -> None:
+    env: Any = gym.make("OptiGrad/Digits-v0", **SMALL) if wrapped else OptiGradEnv(**SMALL)
+    with pytest.raises(ResetNeeded):
+        env.step(uniform())
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step(uniform())
+    with pytest.raises(ResetNeeded, match="3 rounds"):
+        env.step(uniform())
+    env.reset()
+    env.step(uniform())
+
+
+@pytest.mark.parametrize("kind", ["nan", "infinity", "minus infinity", "wrong shape"])
+def test_a_broken_message_costs_its_sender_the_weight_and_not_the_round(
+    kind: str, broken_senders: dict[str, dict[str, Any]]
+) -> None:
+    env = OptiGradEnv(num_clients=5, rounds=3)
+    observation, info = env.reset(seed=2, options={**ATTACKED, "malicious_fraction": 0.4, **broken_senders[kind]})
+    for _ in range(3):
+        bad = info["malicious"]
+        np.testing.assert_array_equal(env.current_round.view.rejected.numpy(), bad)
+        np.testing.assert_array_equal(observation[bad], np.tile(np.float32([3, -1, -1, 3, -1, -1]), (2, 1)))
+        assert observation in env.observation_space
+        observation, reward, _, _, info = env.step(np.ones(5, np.float32))
+        np.testing.assert_array_equal(info["rejected"], bad)
+        assert (info["weights"][bad] == 0).all()
+        assert (info["weights"][~bad] > 0).all()
+        assert info["weights"].sum() + info["root_weight"] == pytest.approx(1, abs=1e-6)
+        assert np.isfinite(reward)
+        assert np.isfinite(info["validation_loss"])
+        assert env.federation.shared.isfinite().all()
+
+
+def test_with_every_message_broken_the_server_takes_the_reference_update(
+    broken_senders: dict[str, dict[str, Any]],
+) -> None:
+    env = OptiGradEnv(**SMALL)
+    env.reset(seed=2, options={**ATTACKED, **broken_senders["everybody"]})
+    for _ in range(3):
+        expected = env.federation.shared + env.current_round.view.reference
+        observation, reward, _, _, info = env.step(np.ones(4, np.float32))
+        assert info["rejected"].all()
+        assert not info["weights"].any()
+        assert info["root_weight"] == 1
+        assert torch.equal(env.federation.shared, expected)
+        assert np.isfinite(reward)
+        assert observation in env.observation_space
+
+
+@pytest.mark.parametrize("clients", [1, 2, 11])
+def test_any_number_of_clients_plays(clients: int) -> None:
+    for observation, *_ in episode(OptiGradEnv(num_clients=clients, rounds=2), seed=0, options={"alpha": 1.0}):
+        assert observation.shape == (clients, 6)
+        assert np.isfinite(observation).all()
+
+
+@pytest.mark.parametrize("objective", ["fedavg", "fedprox", "fedbn", "fedbn_prox"])
+def test_every_objective_plays_and_learns(objective: str) -> None:
+    env = OptiGradEnv(num_clients=4, rounds=8, objective=objective)
+    _, info = env.reset(seed=0, options={"attack": "none", "alpha": 1.0})
+    start = info["validation_loss"]
+    for _ in range(8):
+        *_, info = env.step(np.ones(4, np.float32))
+    assert info["validation_loss"] < 0.8 * start
+
+
+def test_an_agent_that_writes_on_its_observation_changes_its_own_copy_only() -> None:
+    env = OptiGradEnv(**SMALL)
+    observation, _ = env.reset(seed=0)
+    kept = observation.copy()
+    observation[:] = 0.5
+    np.testing.assert_array_equal(env.current_round.view.fingerprint.observation.numpy(), kept)
+
+
+def test_what_info_gives_away_cannot_be_used_to_change_the_episode() -> None:
+    env, undisturbed = OptiGradEnv(**SMALL), OptiGradEnv(**SMALL)
+    for one in (env, undisturbed):
+        one.reset(seed=0, options=ATTACKED)
+    *_, info = env.step(uniform())
+    undisturbed.step(uniform())
+    for array in (info["malicious"], info["rejected"]):
+        array[:] = ~array
+    info["weights"][:] = 7
+    assert_same(env.step(uniform()), undisturbed.step(uniform()))

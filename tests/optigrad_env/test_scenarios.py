@@ -1,0 +1,148 @@
+"""What an agent may learn from, and how its scenarios are drawn."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fl_core.attacks import Attack, attack_names, base, make_attack, register_attack
+from optigrad_env import TRAIN_ATTACKS, ScenarioDistribution, held_out_attacks
+from optigrad_env.scenarios import attack_set
+
+
+def draws(distribution: ScenarioDistribution, count: int = 300, **pinned: Any) -> list[Any]:
+    generator = np.random.default_rng(0)
+    return [distribution.sample(generator, pinned) for _ in range(count)]
+
+
+def test_the_train_attacks_are_the_five_of_the_paper() -> None:
+    assert set(TRAIN_ATTACKS) == {"scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip"}
+
+
+def test_train_held_out_and_none_are_disjoint_and_together_all_attacks() -> None:
+    parts = [*TRAIN_ATTACKS, *held_out_attacks(), "none"]
+    assert len(parts) == len(set(parts))
+    assert set(parts) == set(attack_names())
+    assert {"alie", "ipm", "min_max"} <= set(held_out_attacks())
+
+
+def test_a_plugged_in_attack_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
+    register_attack("brand_new")(Attack)
+    assert "brand_new" in held_out_attacks()
+    assert "brand_new" in attack_set("all")
+    assert "brand_new" not in {scenario.attack for scenario in draws(ScenarioDistribution())}
+
+
+def test_attack_sets_stand_for_their_members_and_a_name_for_itself() -> None:
+    assert attack_set("train") == list(TRAIN_ATTACKS)
+    assert attack_set("held_out") == held_out_attacks()
+    assert attack_set("all") == [*TRAIN_ATTACKS, *held_out_attacks()]
+    assert attack_set("alie") == ["alie"]
+
+
+def test_sampling_reaches_every_train_attack_and_never_a_held_out_one() -> None:
+    assert {scenario.attack for scenario in draws(ScenarioDistribution())} == {*TRAIN_ATTACKS, "none"}
+
+
+def test_draws_stay_in_their_ranges_and_spread_over_them() -> None:
+    distribution = ScenarioDistribution(malicious_fraction=(0.2, 0.4), alpha=(0.1, 10.0), onset=(1, 4))
+    scenarios = draws(distribution, 600)
+    fractions = np.array([scenario.malicious_fraction for scenario in scenarios])
+    alphas = np.array([scenario.alpha for scenario in scenarios])
+    onsets = np.array([scenario.onset for scenario in scenarios])
+    assert 0.2 <= fractions.min() < 0.21
+    assert 0.39 < fractions.max() <= 0.4
+    assert alphas.min() >= 0.1
+    assert alphas.max() <= 10
+    assert np.mean(alphas < 1) == pytest.approx(0.5, abs=0.07)  # log-uniform: half on each side of the geometric mean
+    assert set(onsets) == {1, 2, 3, 4}
+    assert np.mean(onsets == 1) == pytest.approx(0.5 + 0.5 / 4, abs=0.07)
+
+
+def test_strengths_are_drawn_around_the_usual_value_or_left_at_it() -> None:
+    scenarios = [scenario for scenario in draws(ScenarioDistribution()) if scenario.attack == "scaling"]
+    factors = [scenario.attack_options["factor"] for scenario in scenarios]
+    assert 2 <= min(factors) < 4 < make_attack("scaling").factor < max(factors) <= 20
+    for scenario in draws(ScenarioDistribution(random_strength=False)):
+        usual = make_attack(scenario.attack, **scenario.attack_options)
+        assert {**vars(usual), "colluding": False} == vars(make_attack(scenario.attack)) | {"colluding": False}
+
+
+@pytest.mark.parametrize(("probability", "expected"), [(0.0, {False}), (1.0, {True}), (0.5, {False, True})])
+def test_collusion_is_the_probability_of_the_colluding_form(probability: float, expected: set[bool]) -> None:
+    scenarios = draws(ScenarioDistribution(attacks=TRAIN_ATTACKS, collusion=probability), 60)
+    for attack in TRAIN_ATTACKS:
+        chosen = [scenario for scenario in scenarios if scenario.attack == attack]
+        assert {make_attack(s.attack, **s.attack_options).colluding for s in chosen} == expected
+
+
+@pytest.mark.parametrize("attack", [*TRAIN_ATTACKS, "alie", "none"])
+def test_a_pinned_attack_comes_at_its_usual_strength(attack: str) -> None:
+    for scenario in draws(ScenarioDistribution(), 20, attack=attack):
+        assert scenario.attack == attack
+        assert scenario.make_attack() == make_attack(attack)
+
+
+def test_a_pinned_attack_takes_pinned_options() -> None:
+    scenario = ScenarioDistribution().sample(
+        np.random.default_rng(0), {"attack": "scaling", "attack_options": {"factor": 3.0, "colluding": True}}
+    )
+    assert scenario.make_attack() == make_attack("scaling", factor=3.0, colluding=True)
+
+
+PINS = st.fixed_dictionaries(
+    {},
+    optional={
+        "attack": st.sampled_from([*TRAIN_ATTACKS, "alie", "none"]),
+        "malicious_fraction": st.floats(0, 0.9),
+        "alpha": st.none() | st.floats(0.01, 10),
+        "onset": st.integers(0, 9),
+    },
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(seed=st.integers(0, 1000), pinned=PINS)
+def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned: dict[str, Any]) -> None:
+    free, bound = np.random.default_rng(seed), np.random.default_rng(seed)
+    drawn, given_ = ScenarioDistribution().sample(free), ScenarioDistribution().sample(bound, pinned)
+    for name in ("malicious_fraction", "alpha", "onset"):
+        assert getattr(given_, name) == pinned.get(name, getattr(drawn, name))
+    assert free.bit_generator.state == bound.bit_generator.state
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"attacks": ()}, "attacks is empty.*sign_flip"),
+        ({"attacks": ("sign_flop",)}, "'sign_flop'.*sign_flip"),
+        ({"malicious_fraction": (0.5, 0.1)}, r"malicious_fraction.*\(0\.5, 0\.1\)"),
+        ({"malicious_fraction": (-0.1, 0.1)}, r"malicious_fraction.*-0\.1"),
+        ({"malicious_fraction": (0.1, 1.0)}, r"malicious_fraction.*1\.0"),
+        ({"alpha": (0.0, 1.0)}, r"alpha.*0\.0"),
+        ({"alpha": (2.0, 1.0)}, r"alpha.*\(2\.0, 1\.0\)"),
+        ({"onset": (-1, 3)}, "onset.*-1"),
+        ({"onset": (3, 1)}, r"onset.*\(3, 1\)"),
+        ({"collusion": 1.5}, r"collusion.*1\.5"),
+        ({"collusion": -0.5}, r"collusion.*-0\.5"),
+    ],
+)
+def test_a_bad_distribution_is_refused_with_field_and_value(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        ScenarioDistribution(**fields)
+
+
+@pytest.mark.parametrize("field", ["malicious_fraction", "alpha", "onset"])
+@pytest.mark.parametrize("value", [1, (0, 1, 2)])
+def test_a_range_that_is_not_a_pair_is_refused_with_the_field(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=rf"{field}.*\(low, high\)"):
+        ScenarioDistribution(**{field: value})
+
+
+def test_a_distribution_from_json_equals_the_original() -> None:
+    original = ScenarioDistribution(attacks=("sign_flip", "none"), alpha=(0.2, 0.3))
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(original).items()}
+    assert ScenarioDistribution(**lists) == original
