@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from math import log
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,7 +48,8 @@ def capped_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every sample, at most ``2 log C``: (M, V, C), (V,) to (M, V) float64; differentiable."""
     cap = 2 * log(logits.shape[-1])
     losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(len(logits)), reduction="none")
-    return losses.nan_to_num(nan=cap, posinf=cap).clamp_max(cap).view(len(logits), -1)
+    finite = logits.isfinite().all(dim=-1).flatten()
+    return torch.where(finite, losses, cap).clamp_max(cap).view(len(logits), -1)
 
 
 def personalised_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ class FederationConfig:
         shapley: Shapley estimator.
         root: Number of samples that the server owns.
         validation: Number of samples for reward and model selection.
-        split_seed: Seed of the draw of root and validation data. The test data never moves.
+        split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
     """
 
     dataset: str = "digits"
@@ -131,7 +131,7 @@ class Federation:
         )
 
     def reset(self, scenario: Scenario, entropy: int) -> None:
-        """Begins an episode: partition, malicious clients, initial model, random streams.
+        """Begins an episode: partition, malicious clients, random streams; the model is at its initial weights.
 
         Args:
             scenario: The circumstances.
@@ -146,8 +146,7 @@ class Federation:
         order = streams.numpy(Purpose.MALICIOUS).permutation(config.num_clients)
         self.malicious = torch.zeros(config.num_clients, dtype=torch.bool)
         self.malicious[torch.from_numpy(order[: scenario.num_malicious(config.num_clients)])] = True
-        seed = int(streams.numpy(Purpose.MODEL).integers(2**31))
-        self.shared, local = self.initial_model(seed)
+        self.shared, local = self.initial_model()
         # One row a client and a last one for the server, which takes part with its own BatchNorm.
         self.local = local.repeat(config.num_clients + 1, 1)
         self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(config.num_clients)]
@@ -233,9 +232,14 @@ class Federation:
         )
         return [self.splits.clients[torch.from_numpy(shard)] for shard in shards]
 
-    def initial_model(self, seed: int) -> tuple[Tensor, Tensor]:
-        """Fresh weights: shared (P,) and local (L,)."""
+    def initial_model(self) -> tuple[Tensor, Tensor]:
+        """The federation's initial weights: shared (P,) and local (L,).
+
+        They belong to the federation, as the root data does, not to the episode: the autoencoder that knows honest
+        updates has learned them along a run from these weights.
+        """
         config = self.config
+        seed = int(Streams(config.split_seed).numpy(Purpose.MODEL).integers(2**31))
         network = make_network(config.network, self.dataset.image_shape, self.dataset.num_classes, seed)
         return self.layout.initial(network)
 
@@ -271,5 +275,5 @@ def _autoencoder(config: FederationConfig) -> UpdateAutoencoder:
 def _autoencoder_of(config: FederationConfig) -> UpdateAutoencoder:
     federation = Federation(config)
     streams = Streams(config.split_seed)
-    shared, local = federation.initial_model(seed=config.split_seed)
+    shared, local = federation.initial_model()
     return train_autoencoder(federation.simulator, shared, local, streams.torch(Purpose.AUTOENCODER))

@@ -42,4 +42,4 @@ class Scenario:
 
         The small constant keeps products such as 0.29 · 100 from losing a client to binary rounding.
         """
-        return int(self.malicious_fraction * num_clients + 1e-9)
+        return min(int(self.malicious_fraction * num_clients + 1e-9), num_clients - 1)

@@ -33,8 +33,8 @@ class TrimmedMean(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        n = len(view.accepted)
-        trim = assumed_byzantine(self.num_byzantine, n, (n - 1) // 2, "trimmed_mean", "n >= 2f + 1")
+        n, rejected = len(view.updates), len(view.updates) - len(view.accepted)
+        trim = assumed_byzantine(self.num_byzantine, n, rejected, lambda n: (n - 1) // 2, "trimmed_mean", "n >= 2f + 1")
         return Aggregate(trimmed_mean(view.accepted, trim), None)
 
 

@@ -29,7 +29,8 @@ class Krum(Rule):
         n = len(view.accepted)
         if n < 3:
             raise ValueError(f"krum needs n >= 2f + 3, so at least 3 finite updates; got n={n}")
-        f = assumed_byzantine(self.num_byzantine, n, (n - 3) // 2, "krum", "n >= 2f + 3")
+        clients = len(view.updates)
+        f = assumed_byzantine(self.num_byzantine, clients, clients - n, lambda n: (n - 3) // 2, "krum", "n >= 2f + 3")
         others = squared_distances(view.accepted).fill_diagonal_(float("inf"))
         scores = others.sort(dim=1).values[:, : n - f - 2].sum(dim=1)
         chosen = scores.argmin()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule, weighted_mean
+from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, weighted_mean
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.aggregation.view import ServerView
 
@@ -30,7 +30,10 @@ class _HonestMean(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         honest = self.honest[~view.rejected].to(torch.float32)
-        weights = honest / honest.sum().clamp_min(1)
+        if not honest.any():
+            fallen = fall_back(view)
+            return Aggregate(fallen.update, honest, fallen.root_weight)
+        weights = honest / honest.sum()
         return Aggregate(weighted_mean(view.accepted, weights), weights)
 
 

@@ -3,10 +3,10 @@
 from typing import ClassVar
 
 import torch
-from torch.nn import functional as F
 
-from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, require_reference, weighted_mean
+from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
 from fl_core.aggregation.view import ServerView
+from fl_core.fingerprint.geometry import norms, root_cosine
 
 
 @register_rule("fltrust")
@@ -22,12 +22,14 @@ class FLTrust(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         reference = require_reference(view, "fltrust")
-        trust = F.cosine_similarity(view.accepted, reference[None], dim=1).clamp_min(0)
+        trust = root_cosine(view.accepted, reference).clamp_min(0)
         if trust.sum() <= 0:
-            return fall_back(view)
+            return Aggregate(reference, torch.zeros(len(view.accepted)), root_weight=1.0)
         weights = trust / trust.sum()
-        scale = reference.norm() / view.accepted.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
-        return Aggregate(weighted_mean(view.accepted, weights * scale), weights)
+        lengths = norms(view.accepted)
+        scale = norms(reference[None])[0] / torch.where(lengths > 0, lengths, 1.0)
+        update = weighted_mean(view.accepted.double(), weights * scale)
+        return Aggregate(update.to(reference.dtype), weights.to(reference.dtype))
 
 
 @register_rule("root_only")

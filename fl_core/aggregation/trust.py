@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -32,8 +33,8 @@ class TrustWeighting:
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        if not self.root_anchor >= 0:
-            raise ValueError(f"root_anchor must be 0 or more, got {self.root_anchor}")
+        if not 0 <= self.root_anchor < inf:
+            raise ValueError(f"root_anchor must be 0 or more and finite, got {self.root_anchor}")
 
     def weights(self, trust: Tensor) -> tuple[Tensor, Tensor]:
         """Trust (..., A) to client weights (..., A) and root weight (...,), which together sum to 1."""

@@ -76,13 +76,13 @@ def receive(messages: Tensor | Sequence[Tensor], num_parameters: int) -> Tensor:
     Returns:
         (N, P) float32.
     """
-    if isinstance(messages, Tensor) and messages.ndim == 2 and messages.shape[1] == num_parameters:
+    if isinstance(messages, Tensor) and messages.dtype == torch.float32 and messages.shape[1:] == (num_parameters,):
         return messages
     missing = torch.full((num_parameters,), float("nan"))
     return torch.stack(
         [
             message.detach().to(torch.float32)
-            if isinstance(message, Tensor) and message.shape == (num_parameters,)
+            if isinstance(message, Tensor) and message.shape == (num_parameters,) and not message.is_complex()
             else missing
             for message in messages
         ]

@@ -1,5 +1,6 @@
 """What an attack is, and the registry of attacks."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +95,12 @@ class ColludableAttack(Attack):
         if self.colluding and malicious.any():
             updates = torch.where(malicious[:, None], updates[malicious].mean(dim=0), updates)
         return super().__call__(updates, malicious, generator)
+
+
+def check_finite(attack: str, field: str, value: float) -> None:
+    """Raises a ValueError that names the attack and the field, if a strength is NaN or infinite."""
+    if not math.isfinite(value):
+        raise ValueError(f"{attack}: {field} must be a finite number, got {value}")
 
 
 register_attack("none")(Attack)

@@ -1,6 +1,5 @@
 """Omniscient colluding attacks: every malicious client sends the same vector, made from the honest updates."""
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -8,7 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from fl_core.attacks.base import Attack, register_attack
+from fl_core.attacks.base import Attack, check_finite, register_attack
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,10 @@ class ALIE(OmniscientAttack):
 
     z: float | None = None
 
+    def __post_init__(self) -> None:
+        if self.z is not None:
+            check_finite("alie", "z", self.z)
+
     def common(self, honest: Tensor, num_malicious: int) -> Tensor:
         """See ``OmniscientAttack.common``."""
         z = alie_z(len(honest) + num_malicious, num_malicious) if self.z is None else self.z
@@ -64,8 +67,7 @@ class IPM(OmniscientAttack):
     epsilon: float = 2.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.epsilon):
-            raise ValueError(f"ipm: epsilon must be a finite number, got {self.epsilon}")
+        check_finite("ipm", "epsilon", self.epsilon)
 
     def common(self, honest: Tensor, num_malicious: int) -> Tensor:
         """See ``OmniscientAttack.common``."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fl_core.attacks.base import ColludableAttack, register_attack
+from fl_core.attacks.base import ColludableAttack, check_finite, register_attack
 
 
 @register_attack("scaling")
@@ -17,7 +17,7 @@ class Scaling(ColludableAttack):
     factor: float = 10.0
 
     def __post_init__(self) -> None:
-        _check_finite("scaling", "factor", self.factor)
+        check_finite("scaling", "factor", self.factor)
 
     def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
         """See ``Attack.corrupt``."""
@@ -36,7 +36,7 @@ class PartialScaling(ColludableAttack):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        _check_finite("partial_scaling", "factor", self.factor)
+        check_finite("partial_scaling", "factor", self.factor)
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"partial_scaling: share must lie in [0, 1], got {self.share}")
 
@@ -55,7 +55,7 @@ class SignFlip(ColludableAttack):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_finite("sign_flip", "scale", self.scale)
+        check_finite("sign_flip", "scale", self.scale)
 
     def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
         """See ``Attack.corrupt``."""
@@ -73,7 +73,7 @@ class GaussianNoise(ColludableAttack):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_finite("gaussian_noise", "factor", self.factor)
+        check_finite("gaussian_noise", "factor", self.factor)
 
     def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
         """See ``Attack.corrupt``."""
@@ -81,8 +81,3 @@ class GaussianNoise(ColludableAttack):
         noise = torch.randn(rows, own.shape[1], generator=generator).to(own) / math.sqrt(own.shape[1])
         lengths: Tensor = own.norm(dim=1, keepdim=True)
         return own + self.factor * lengths * noise
-
-
-def _check_finite(attack: str, field: str, value: float) -> None:
-    if not math.isfinite(value):
-        raise ValueError(f"{attack}: {field} must be a finite number, got {value}")

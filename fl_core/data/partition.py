@@ -23,7 +23,7 @@ def iid(labels: Labels, num_clients: int, generator: np.random.Generator) -> Sha
     Raises:
         ValueError: More clients than samples.
     """
-    _check_clients(labels, num_clients)
+    _check_clients(labels, num_clients, 1)
     return [np.sort(shard) for shard in np.array_split(generator.permutation(len(labels)), num_clients)]
 
 
@@ -46,9 +46,9 @@ def dirichlet(
     Raises:
         ValueError: α ≤ 0, more clients than samples, or no acceptable draw in ``MAX_DRAWS``.
     """
-    if not alpha > 0:
-        raise ValueError(f"alpha must be greater than 0, got {alpha}")
-    _check_clients(labels, num_clients * minimum, f"{num_clients} clients of at least {minimum} samples")
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha must be greater than 0 and finite, got {alpha}")
+    _check_clients(labels, num_clients, minimum)
     classes = np.unique(labels)
     counts = np.array([np.sum(labels == c) for c in classes])
     for _ in range(MAX_DRAWS):
@@ -69,8 +69,10 @@ def dirichlet(
     return [np.sort(np.concatenate(shard)) for shard in zip(*pieces, strict=True)]
 
 
-def _check_clients(labels: Labels, needed: int, wanted: str = "") -> None:
-    if needed < 1:
-        raise ValueError(f"num_clients must be at least 1, got {needed}")
-    if needed > len(labels):
-        raise ValueError(f"{wanted or f'{needed} clients'} need more than the {len(labels)} samples there are")
+def _check_clients(labels: Labels, num_clients: int, minimum: int) -> None:
+    if num_clients < 1:
+        raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    if num_clients * minimum > len(labels):
+        raise ValueError(
+            f"{num_clients} clients of at least {minimum} samples need more than the {len(labels)} samples there are"
+        )

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fl_core.fingerprint.geometry import clip_to
+
 SKETCH = 256
 _HIDDEN = (512, 256, 128)
 _LATENT = 64
 # The sketch of an update as long as the reference has coordinates of about 1/√256; the network likes them near 1.
 _GAIN = SKETCH**0.5
+# Longer updates are cut to this many times the reference: beyond, squares overflow and the relative error is the same.
+_FAR = 1e6
 _KL_WEIGHT = 1e-3
 _LEARNING_RATE = 1e-3
 _BATCH = 64
@@ -50,10 +54,12 @@ class UpdateAutoencoder(nn.Module):
         A signed fold: random signs, then the sum of every 256th coordinate (a count sketch, Charikar et al. 2002, with
         strided buckets). It preserves norms and cosines in expectation, in one pass and without a dense matrix.
         """
+        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
+        updates = clip_to(updates, _FAR * scale)
         padding = len(self.signs) - updates.shape[1]
         signed = F.pad(updates, (0, padding)) * self.signs
         folded = signed.view(len(updates), -1, SKETCH).sum(dim=1)
-        return folded / scale.clamp_min(torch.finfo(torch.float32).tiny)
+        return folded / scale
 
     @torch.enable_grad()
     def fit(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:

@@ -99,7 +99,9 @@ class ExactShapley:
         members = (codes[:, None] >> torch.arange(n)) % 2 == 1
         values = game.values(members)
         size = members.sum(dim=1)
-        weight = torch.tensor([factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)] + [0.0]).double()
+        weight = torch.tensor(
+            [factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)] + [0.0], dtype=torch.float64
+        )
         shapley = []
         for i in range(n):
             without = codes[~members[:, i]]

@@ -13,8 +13,8 @@ from fl_core.training import Engine, LocalTraining, Objective
 _SKEW = (0.1, 10.0)
 
 # The autoencoder is trained along a run of simulated clients alone: so many rounds, so many clients in each.
-_ROUNDS = 8
-_CLIENTS = 36
+_ROUNDS = 20
+_CLIENTS = 18
 _STEPS = 150
 
 

@@ -1,6 +1,7 @@
 """What a client minimises, and what of it stays at home: FedAvg, FedProx, FedBN, FedBN-Prox."""
 
 from dataclasses import dataclass
+from math import inf
 
 from fl_core.registry import check_known
 
@@ -20,8 +21,8 @@ class Objective:
     local_batchnorm: bool
 
     def __post_init__(self) -> None:
-        if self.mu < 0:
-            raise ValueError(f"mu must be 0 or more, got {self.mu}")
+        if not 0 <= self.mu < inf:
+            raise ValueError(f"mu must be 0 or more and finite, got {self.mu}")
 
 
 _PROXIMAL_AND_LOCAL = {

@@ -60,11 +60,17 @@ class SequentialEngine:
         """See ``Engine.logits``."""
         network = self._network.to(shared.dtype).eval()
         models = self._layout.unpack(shared, local)
+        for name, module in network.named_modules():
+            if isinstance(module, _BatchNorm) and module.track_running_stats:
+                # A hostile update may have pushed a shared running variance below zero.
+                models[f"{name}.running_var"] = models[f"{name}.running_var"].clamp_min(0)
         rows = [{name: value[m] for name, value in models.items()} for m in range(len(shared))]
         return torch.stack([functional_call(network, row, (images,)) for row in rows])
 
     def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
-        """See ``Engine.reestimate``."""
+        """See ``Engine.reestimate``; raises ValueError where a gradient is wanted, which it would get wrong."""
+        if torch.is_grad_enabled() and (shared.requires_grad or local.requires_grad):
+            raise ValueError("the sequential engine's statistics are not differentiable; use engine='stacked'")
         network = self._network.to(shared.dtype).train()
         batchnorms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
         momenta = [module.momentum for module in batchnorms]

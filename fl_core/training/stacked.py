@@ -188,29 +188,30 @@ def _conv2d(module: nn.Module, name: str, x: _Activation, context: _Context) -> 
 def _batchnorm2d(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
     assert isinstance(module, nn.BatchNorm2d)
     assert x.maps is not None
+    maps = x.maps.repeat(1, x.models, 1, 1) if x.common else x.maps
     mean, variance = context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"]
     if context.statistics is _Statistics.TRAIN:
         weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
-        maps = F.batch_norm(x.maps, mean, variance, weight, bias, True, module.momentum or 0.0, module.eps)
+        maps = F.batch_norm(maps, mean, variance, weight, bias, True, module.momentum or 0.0, module.eps)
         return _Activation(x.models, maps=maps)
     if name in context.folded:
         return x
-    if context.statistics is _Statistics.REESTIMATE and not x.maps.requires_grad:
+    if context.statistics is _Statistics.REESTIMATE and not maps.requires_grad:
         # With momentum 1 the batch's statistics replace the running ones.
         mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
         context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"] = mean, variance
         weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
-        maps = F.batch_norm(x.maps, mean, variance, weight, bias, True, 1.0, module.eps)
+        maps = F.batch_norm(maps, mean, variance, weight, bias, True, 1.0, module.eps)
         return _Activation(x.models, maps=maps)
     # Spelled out, several times slower, where a gradient is wanted: F.batch_norm is not differentiable in the
     # statistics that it is given or takes.
     if context.statistics is _Statistics.REESTIMATE:
-        unbiased, mean = torch.var_mean(x.maps, dim=(0, 2, 3))
+        unbiased, mean = torch.var_mean(maps, dim=(0, 2, 3))
         context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"] = mean, unbiased
-        count = x.maps.numel() / x.maps.shape[1]
+        count = maps.numel() / maps.shape[1]
         variance = unbiased * ((count - 1) / count)
     scale, shift = _affine(name, module, context, mean, variance)
-    return _Activation(x.models, maps=torch.addcmul(shift[:, None, None], x.maps, scale[:, None, None]))
+    return _Activation(x.models, maps=torch.addcmul(shift[:, None, None], maps, scale[:, None, None]))
 
 
 def _affine(
@@ -289,12 +290,22 @@ def _pool_before_relu(layers: list[_NamedLayer]) -> list[_NamedLayer]:
 def _sequence(network: nn.Module, prefix: str) -> list[_NamedLayer]:
     if not isinstance(network, nn.Sequential):
         raise ValueError(
-            f"the stacked engine runs an nn.Sequential of {', '.join(kind.__name__ for kind in _LAYERS)}; "
+            f"the stacked engine runs an nn.Sequential of {', '.join(kind.__name__ for kind in _LAYERS)} with the "
+            f"usual options (no groups, zero padding, affine BatchNorm with running statistics, Flatten from axis 1); "
             f"got {type(network).__name__}{f' at {prefix!r}' if prefix else ''}. Use engine='sequential'."
         )
     layers: list[_NamedLayer] = []
     for key, module in network.named_children():
         name = f"{prefix}.{key}" if prefix else key
-        supported = type(module) in _LAYERS and not (isinstance(module, nn.Conv2d) and module.groups > 1)
-        layers += [(_LAYERS[type(module)], name, module)] if supported else _sequence(module, name)
+        layers += [(_LAYERS[type(module)], name, module)] if _is_supported(module) else _sequence(module, name)
     return layers
+
+
+def _is_supported(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
+        return False
+    if isinstance(module, nn.BatchNorm2d) and not (module.affine and module.track_running_stats and module.momentum):
+        return False
+    if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
+        return False
+    return type(module) in _LAYERS

@@ -149,7 +149,7 @@ def test_it_learns_in_a_caller_that_has_switched_gradients_off(honest_low_rank):
 def test_along_the_simulated_federation_that_it_was_trained_on_it_tells_noise_from_honest_updates(federation):
     built = federation()
     autoencoder = _autoencoder(built.config)
-    shared, local = built.initial_model(built.config.split_seed)
+    shared, local = built.initial_model()
     honest = built.simulator(shared, local, 60, generator(5))
     scale = honest.mean(dim=0).norm()
     errors = [autoencoder.error(autoencoder.sketch(rows, scale)) for rows in (honest, noise_like(honest))]
@@ -158,7 +158,7 @@ def test_along_the_simulated_federation_that_it_was_trained_on_it_tells_noise_fr
 
 
 @pytest.mark.parametrize("entropy", [0, 1])
-def test_in_an_episode_with_its_own_initial_weights_it_tells_noise_from_honest_updates(federation, entropy):
+def test_in_an_episode_it_tells_noise_from_honest_updates(federation, entropy):
     built = federation(Scenario(), entropy=entropy)
     view = built.local_round().view
     honest = built.simulator(view.global_model, view.server_local, 60, generator(5))
@@ -184,7 +184,7 @@ def test_simulated_clients_are_skewed_bootstraps_of_the_reference_half_alone(fed
 
 def test_training_an_autoencoder_is_deterministic_and_does_not_move_the_federation(federation):
     built = federation()
-    shared, local = built.initial_model(3)
+    shared, local = built.initial_model()
     given = shared.clone(), local.clone()
     one, again = (train_autoencoder(built.simulator, shared, local, generator(4)) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), again.state_dict().values(), strict=True))
