@@ -23,7 +23,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attacks it never saw (about 4 minutes).
-	$(BIN)/python train_agent.py --timesteps 3000 --run-dir $(RUN) --overwrite
+	$(BIN)/python train_agent.py --timesteps 2000 --run-dir $(RUN) --overwrite
 	$(BIN)/python evaluate.py --policies $(RUN) --seeds 3 --out $(OUT) --overwrite
 	@echo "curves: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
 
