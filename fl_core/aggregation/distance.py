@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule
+from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule
 from fl_core.aggregation.byzantine import assumed_byzantine
 from fl_core.aggregation.view import ServerView
 
@@ -25,8 +25,11 @@ class Krum(Rule):
     num_byzantine: int | None = None
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        """See ``Rule.aggregate``; raises ValueError for fewer than three finite updates."""
+        """See ``Rule.aggregate``; raises ValueError for fewer than three clients."""
         n = len(view.accepted)
+        if n < 3 <= len(view.updates):  # the rest has sent nonsense: no neighbours left to choose by
+            fallen = fall_back(view)
+            return Aggregate(fallen.update, torch.zeros(n), fallen.root_weight)
         if n < 3:
             raise ValueError(f"krum needs n >= 2f + 3, so at least 3 finite updates; got n={n}")
         clients = len(view.updates)

@@ -158,6 +158,8 @@ class SurrogateShapley:
         offsets = torch.cat([torch.zeros_like(mean)[None], mean[None], mean + self.step * (game.updates - mean)])
         logits = game.logits(offsets).double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         base, change = logits[1], (logits[2:] - logits[1]) / self.step
+        # The changes of all members add up to none, as their offsets do: so the values share out the whole gain.
+        change = change - change.mean(dim=0)
         losses = game.losses(logits[:2])
         # A sample at its cap contributes a constant.
         counted = (losses[1] < game.cap).double()[:, None] / len(game.labels)

@@ -155,3 +155,12 @@ def test_without_a_number_30_percent_are_assumed_as_far_as_the_bound_allows():
         assert torch.equal(aggregate(name, updates).update, expected)
     few = draw(4, 8, 0)
     assert torch.equal(aggregate("krum", few).update, aggregate("krum", few, num_byzantine=0).update)
+
+
+def test_krum_falls_back_to_the_reference_when_fewer_than_three_clients_sent_something_finite():
+    reference = draw(1, 20, 0)[0]
+    updates = draw(5, 20, 1)
+    updates[:3, 0] = np.nan
+    result = aggregate("krum", updates, reference)
+    assert np.array_equal(result.update.numpy(), reference)
+    assert (result.weights.tolist(), result.root_weight) == ([0, 0, 0, 0, 0], 1)
