@@ -10,7 +10,7 @@ OUT    ?= runs/optigradtrust/evaluation
 # One thread a process: small networks gain nothing from a second one, and two processes share two cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help setup quickstart test test-slow lint benchmark clean
+.PHONY: help setup quickstart held-out test test-slow lint benchmark clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attack
 	$(BIN)/python train_agent.py --timesteps 2000 --run-dir $(RUN) --overwrite
 	$(BIN)/python evaluate.py --policies $(RUN) --seeds 3 --out $(OUT) --overwrite
 	@echo "curves: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
+
+held-out: setup  ## Benchmark the quickstart's policy on ten seeds; writes results/held_out.
+	$(BIN)/python evaluate.py --policies $(RUN) --seeds 10 --out results/held_out --overwrite
 
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

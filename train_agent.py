@@ -32,7 +32,7 @@ class Arguments:
     env_id: str = "OptiGrad/Digits-v0"
     """Environment to train on."""
     algo: str = "ppo"
-    """Algorithm; only ppo for now."""
+    """Algorithm; ppo is the only one yet."""
     timesteps: int = 20_000
     """Federated rounds to learn from, over all environments; those of the warm start are extra."""
     n_envs: int = 2

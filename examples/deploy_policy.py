@@ -2,30 +2,63 @@
 
     python examples/deploy_policy.py runs/optigradtrust
 
-The federation here is the simulated one; in yours, replace the two marked lines by what your server has received and
-by how it sends its model on.
+The clients here are plain PyTorch: a module and an optimiser each, as anybody would write them. Three of the twelve send
+the reverse of what they have learned, three times as long, and one sends NaN. The server knows none of that.
 """
 
 import sys
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from agents import TrustAggregator, load_policy
-from fl_core import Federation, FederationConfig, Scenario
+from fl_core.data import load_dataset
+from fl_core.models import make_network
+from fl_core.server import RootServer
+
+CLIENTS, REVERSED, BROKEN, ROUNDS = 12, (2, 5, 8), 11, 20
+
+
+def train_locally(network: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """A client's round: a few steps of SGD on its own data."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.15)
+    for batch in torch.randperm(len(labels))[:48].split(16):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images[batch]), labels[batch]).backward()
+        optimizer.step()
 
 
 def main(run_directory: str) -> None:
-    """Twenty rounds under an attack that the policy never saw."""
+    """Twenty rounds; prints what became of the clients and of the model."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    dataset = load_dataset("digits")
+    shuffled = dataset.train[torch.randperm(len(dataset.train))]
+    root, *shards = shuffled.split([100, *[100] * CLIENTS, len(shuffled) - 100 * (CLIENTS + 1)])
+
     rule = TrustAggregator(load_policy(run_directory))
-    federation = Federation(FederationConfig(num_clients=25, split_seed=7))
-    federation.reset(Scenario("ipm", malicious_fraction=0.3, alpha=0.5), entropy=7)
-    for _ in range(20):
-        view = federation.local_round().view  # yours: ServerView(updates, global_model, reference, ...)
-        aggregate = rule(view)
-        federation.apply(aggregate.update)  # yours: global_model += aggregate.update
-    present = torch.zeros(1, federation.layout.num_shared)
-    print(f"test accuracy after 20 rounds: {federation.evaluate(present, 'test').accuracy.item():.3f}")
-    print("weights:", " ".join(f"{weight:.3f}" for weight in aggregate.weights.tolist()))
+    network = make_network("small_cnn", dataset.image_shape, dataset.num_classes)
+    server = RootServer(network, dataset.images[root], dataset.labels[root], dataset.num_classes)
+    clients = [make_network("small_cnn", dataset.image_shape, dataset.num_classes) for _ in range(CLIENTS)]
+
+    for _ in range(ROUNDS):
+        messages = []
+        for i, (client, shard) in enumerate(zip(clients, shards, strict=False)):
+            server.broadcast(client)
+            train_locally(client, dataset.images[shard], dataset.labels[shard])
+            update = server.update_of(client)
+            messages.append(-3 * update if i in REVERSED else update * float("nan") if i == BROKEN else update)
+        aggregate = rule(server.view(messages))
+        server.apply(aggregate)
+
+    server.write_to(network)
+    correct = network.eval()(dataset.images[dataset.test]).argmax(dim=1) == dataset.labels[dataset.test]
+    print(f"test accuracy after {ROUNDS} rounds: {correct.double().mean():.3f}")
+    assert aggregate.weights is not None
+    for i, weight in enumerate(aggregate.weights.tolist()):
+        print(f"client {i:2d} {weight:.3f} {'reversed' if i in REVERSED else 'NaN' if i == BROKEN else ''}")
+    print(f"root data {aggregate.root_weight:.3f}")
 
 
 if __name__ == "__main__":

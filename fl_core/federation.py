@@ -17,6 +17,7 @@ from fl_core.randomness import Purpose, Streams
 from fl_core.registry import check_known
 from fl_core.scenario import Scenario
 from fl_core.training import LocalTraining, make_engine, make_objective
+from fl_core.training.sampling import cyclic
 
 
 @dataclass(frozen=True)
@@ -252,12 +253,6 @@ class Federation:
             for shard, generator in zip([*self.shards, self.splits.reference], self._batch_generators, strict=True)
         ]
         return torch.stack(rows).view(-1, training.steps, training.batch_size)
-
-
-def cyclic(shard: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    """``size`` samples of a shard (n,): a fresh permutation, repeated as often as needed."""
-    permuted = shard[torch.randperm(len(shard), generator=generator)]
-    return permuted.repeat(-(-size // len(shard)))[:size]
 
 
 def _data(config: FederationConfig) -> tuple[Dataset, Splits]:

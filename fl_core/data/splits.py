@@ -58,7 +58,7 @@ def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int =
             f"data set {dataset.name!r} has {len(dataset.train)} train samples"
         )
     train = dataset.train.numpy()
-    order = train[_interleave_classes(dataset.labels[dataset.train].numpy(), generator)]
+    order = train[interleave_classes(dataset.labels[dataset.train].numpy(), generator)]
     half = root // 2
     reference, utility, held, rest = np.split(order, [half, root, root + validation])
 
@@ -68,7 +68,7 @@ def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int =
     return Splits(indices(rest), indices(reference), indices(utility), indices(held), dataset.test)
 
 
-def _interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+def interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
     """A random order in which every prefix is as balanced over the classes as the labels allow."""
     order = generator.permutation(len(labels))
     rank = np.empty(len(labels), dtype=np.int64)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from fl_core import Federation, FederationConfig, Scenario, configure, federation_settings
 from fl_core.aggregation import make_rule
 from fl_core.data import dataset_names, load_dataset
-from fl_core.federation import cyclic
 from fl_core.models import network_names
+from fl_core.training.sampling import cyclic
 
 NOISY = Scenario("gaussian_noise", 0.3, alpha=0.5, onset=1)
 

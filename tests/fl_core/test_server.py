@@ -1,0 +1,143 @@
+"""The server of a federation whose clients are somebody else's: here plain PyTorch modules."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fl_core.aggregation import make_rule
+from fl_core.data import load_dataset
+from fl_core.models import make_network
+from fl_core.server import RootServer
+from fl_core.training import make_objective
+
+DIGITS = load_dataset("digits")
+ROOT = DIGITS.train[:60]
+NAN = float("nan")
+
+
+def a_network(seed: int = 0) -> nn.Sequential:
+    return make_network("small_cnn", DIGITS.image_shape, DIGITS.num_classes, seed)
+
+
+def a_server(**changes) -> RootServer:
+    arguments = {"images": DIGITS.images[ROOT], "labels": DIGITS.labels[ROOT], "num_classes": 10}
+    return RootServer(a_network(), **{**arguments, **changes})
+
+
+def trained(network: nn.Module, shard: torch.Tensor, generator: torch.Generator) -> None:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.15)
+    for batch in shard[torch.randperm(len(shard), generator=generator)][:48].split(16):
+        optimizer.zero_grad()
+        F.cross_entropy(network(DIGITS.images[batch]), DIGITS.labels[batch]).backward()
+        optimizer.step()
+
+
+def normal(rows: int, size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_one_client_has_learned_reaches_another_without_its_batchnorm():
+    server, client, other = a_server(), a_network(1), a_network(2)
+    server.broadcast(client)
+    trained(client, DIGITS.train[100:200], torch.Generator().manual_seed(0))
+    before = copy.deepcopy(other.state_dict())
+    server.apply(make_rule("fedavg")(server.view([server.update_of(client)])))
+    server.broadcast(other)
+    for name, value in other.state_dict().items():
+        if name.startswith(("1.", "5.")):  # the two BatchNorm layers of small_cnn
+            assert torch.equal(value, before[name])
+        else:
+            torch.testing.assert_close(value, client.state_dict()[name], atol=1e-6, rtol=0)
+
+
+def test_under_fedavg_batchnorm_is_sent_too():
+    server, client = a_server(objective=make_objective("fedavg")), a_network(1)
+    assert server.update_of(client).shape == (1970,)
+    server.broadcast(client)
+    assert all(
+        torch.equal(value, client.state_dict()[name])
+        for name, value in a_network().state_dict().items()
+        if value.is_floating_point()
+    )
+
+
+def test_a_federation_of_plain_modules_learns_and_the_written_network_is_what_was_learned():
+    server, generator = a_server(), torch.Generator().manual_seed(0)
+    clients, shards = [a_network() for _ in range(5)], DIGITS.train[100:600].split(100)
+    rule = make_rule("fltrust")
+    for _ in range(12):
+        messages = []
+        for client, shard in zip(clients, shards, strict=True):
+            server.broadcast(client)
+            trained(client, shard, generator)
+            messages.append(server.update_of(client))
+        server.apply(rule(server.view(messages)))
+    network = a_network(9)
+    server.write_to(network)
+    held = DIGITS.train[700:1000]
+    with torch.no_grad():
+        correct = network.eval()(DIGITS.images[held]).argmax(dim=1) == DIGITS.labels[held]
+    assert correct.double().mean() > 0.8
+
+
+def test_the_reference_points_where_plain_training_on_the_root_data_points():
+    server, network = a_server(), a_network()
+    reference = server.view(normal(3, 1874)).reference
+    trained(network, ROOT, torch.Generator().manual_seed(0))
+    assert F.cosine_similarity(reference, server.update_of(network), dim=0) > 0.5
+
+
+def test_a_bad_message_costs_its_sender_the_weight_and_not_the_round():
+    server = a_server()
+    good = list(normal(4, 1874))
+    view = server.view([*good, torch.full((1874,), NAN), torch.ones(3)])
+    assert view.rejected.tolist() == [False] * 4 + [True, True]
+    assert view.fingerprint.observation.isfinite().all()
+    aggregate = make_rule("shapley")(view)
+    assert aggregate.weights[4:].tolist() == [0, 0]
+    server.apply(aggregate)
+    assert server.global_model.isfinite().all()
+
+
+def test_rounds_are_counted_and_the_servers_batchnorm_goes_on_from_round_to_round():
+    server = a_server()
+    first = server.view(normal(3, 1874))
+    server.apply(make_rule("root_only")(first))
+    second = server.view(normal(3, 1874))
+    assert (first.round, second.round) == (0, 1)
+    assert not torch.equal(first.server_local, second.server_local)
+    torch.testing.assert_close(second.global_model, first.global_model + first.reference)
+
+
+def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
+    network = a_network()
+    before = copy.deepcopy(network.state_dict())
+    state = torch.get_rng_state()
+    views = [
+        RootServer(network, DIGITS.images[ROOT], DIGITS.labels[ROOT], 10, seed=s).view(normal(4, 1874))
+        for s in (3, 3, 4)
+    ]
+    assert torch.equal(views[0].fingerprint.raw, views[1].fingerprint.raw)
+    assert not torch.equal(views[0].fingerprint.raw, views[2].fingerprint.raw)
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": DIGITS.images[ROOT][:, 0]}, r"images must be \(R, C, H, W\) float32, got \(60, 8, 8\)"),
+        ({"images": DIGITS.images[ROOT].double()}, "float64"),
+        ({"labels": DIGITS.labels[ROOT][:5]}, r"labels must be \(60,\) int64, got \(5,\)"),
+        ({"images": DIGITS.images[:3], "labels": DIGITS.labels[:3]}, "at least 4 samples.*got 3"),
+        ({"num_classes": 5}, r"labels must lie in \[0, 5\), got 0 to 9"),
+        ({"engine": "nope"}, "'nope'; there are: sequential"),
+        ({"shapley": "nope"}, "'nope'; there are: surrogate"),
+    ],
+)
+def test_impossible_root_data_is_refused_with_what_was_given(changes, message):
+    with pytest.raises(ValueError, match=message):
+        a_server(**changes)
