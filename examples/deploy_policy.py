@@ -2,8 +2,8 @@
 
     python examples/deploy_policy.py runs/optigradtrust
 
-The clients here are plain PyTorch: a module and an optimiser each, as anybody would write them. Three of the twelve send
-the reverse of what they have learned, three times as long, and one sends NaN. The server knows none of that.
+The clients here are plain PyTorch: a module and an optimiser each, as anybody would write them. Three of the twelve
+send the reverse of what they have learned, three times as long, and one sends NaN. The server knows none of that.
 """
 
 import sys
