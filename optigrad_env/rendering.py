@@ -62,6 +62,7 @@ def to_rgb(frame: Frame) -> NDArray[np.uint8]:
     bars.legend(frameon=False, fontsize="small")
     curve.plot(range(len(frame.accuracy)), frame.accuracy, color=HONEST, marker=".")
     curve.set(title="validation accuracy", xlabel="round", ylim=(0, 1))
+    curve.xaxis.get_major_locator().set_params(integer=True)
     for axes in (bars, curve):
         axes.spines[["top", "right"]].set_visible(False)
     canvas.draw()
