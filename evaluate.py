@@ -65,6 +65,7 @@ def main(arguments: Arguments) -> None:
     """Runs the benchmark and prints the table."""
     grid = _grid(arguments)
     learned = [policy_label(policy) for policy in grid.policies]
+    facts = _facts(arguments, grid)  # before the long part: nothing may fail between the last row and the summary
     cells = len(grid.cells())
     print(
         f"{cells} scenarios x seeds, {len(grid.labels())} rules each, {grid.rounds} rounds, {arguments.workers} workers"
@@ -82,7 +83,6 @@ def main(arguments: Arguments) -> None:
 
     entries = summarise(rows)
     picture = to_picture(rows, entries, learned)
-    facts = _facts(arguments, grid)
     write_json(arguments.out / "summary.json", {**facts, "rules": entries})
     write_atomically(arguments.out / "summary.md", to_markdown(entries).encode())
     write_atomically(arguments.out / "regret.png", picture)

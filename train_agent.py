@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from tqdm import tqdm
@@ -13,11 +14,11 @@ from tqdm import tqdm
 from agents.algorithms import algorithm_names, load_algorithm, make_algorithm
 from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, save_model
 from agents.deployed import save_policy
-from agents.environments import EVALUATION_SPLIT, TRAINING_SPLITS, base_env, make_env, make_training_envs
+from agents.environments import base_env, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run
 from agents.warm_start import WarmStart, warm_start
 from fl_core.registry import check_known
-from optigrad_env import TRAIN_ATTACKS
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,10 @@ class Arguments:
     algo: str = "ppo"
     """Algorithm; ppo is the only one yet."""
     timesteps: int = 20_000
-    """Federated rounds to learn from, over all environments; those of the warm start are extra."""
+    """Federated rounds to learn from, over all environments, rounded up to whole rollouts of about 512; those of the
+    warm start are extra."""
     n_envs: int = 2
-    """Environments, a process each: as many as there are cores."""
+    """Environments, a process each and with root data of its own each: more are more diverse, not only faster."""
     num_clients: int | None = None
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     seed: int = 0
@@ -60,10 +62,9 @@ class Arguments:
 def main(arguments: Arguments) -> int:
     """Runs the training; returns the exit status."""
     check_known("algorithm", [arguments.algo], algorithm_names())
-    if arguments.timesteps < 1 or arguments.eval_every < 1 or arguments.eval_episodes < 1:
-        raise ValueError(f"timesteps, eval-every and eval-episodes must be at least 1, got {arguments}")
-    if arguments.n_envs < 1:
-        raise ValueError(f"n-envs must be at least 1, got {arguments.n_envs}")
+    for name in ("timesteps", "eval_every", "eval_episodes", "n_envs"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(arguments, name)}")
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {arguments.seed}")
     torch.set_num_threads(1)
@@ -76,6 +77,8 @@ def main(arguments: Arguments) -> int:
 
     if arguments.resume:
         model = load_algorithm(arguments.algo, directory / MODEL, envs)
+        # A seed of its own: the first one would play the run's first episodes, with the same noise, again.
+        model.set_random_seed(int(np.random.SeedSequence([arguments.seed, model.num_timesteps]).generate_state(1)[0]))
     else:
         model = make_algorithm(
             arguments.algo,
@@ -92,7 +95,7 @@ def main(arguments: Arguments) -> int:
         "algorithm": arguments.algo,
         "warm_start": arguments.warm_start,
         "num_clients": base_env(evaluation_env).federation.config.num_clients,
-        "attacks_seen": list(TRAIN_ATTACKS),
+        "attacks_seen": [name for name in base_env(evaluation_env).scenarios.attacks if name != "none"],
         "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
     }
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from agents.deployed import TrustAggregator, load_policy
 from fl_core import Federation, Scenario, configure
-from fl_core.aggregation import ReferenceRule, Rule, make_rule
+from fl_core.aggregation import ReferenceRule, Rule, make_rule, takes_num_byzantine
 from optigrad_env import TRAIN_ATTACKS
 
 COLUMNS = (
@@ -39,7 +39,7 @@ COLUMNS = (
 
 # Accuracy is the mean over the last rounds, never the maximum.
 FINAL_ROUNDS = 3
-_ORACLES = ("oracle", "anchored_oracle")
+ORACLES = ("oracle", "anchored_oracle")
 
 
 @dataclass(frozen=True)
@@ -79,18 +79,23 @@ class Grid:
         names = [policy_label(policy) for policy in self.policies]
         if len(set(names)) < len(names):
             raise ValueError(f"two policies have the same directory name, which names their row: {self.policies}")
-        taken = [name for name in names if name in (*self.rules, *_ORACLES)]
+        taken = [name for name in names if name in (*self.rules, *ORACLES)]
         if taken:
             raise ValueError(f"policy directory {taken[0]!r} has the name of a rule, and would take its row; rename it")
-        for scenario, _ in self.cells():
-            scenario.make_attack()
         for rule in self.labels():
             self.make(rule)
-        Federation(configure(**self.settings))
+        clients = Federation(configure(**self.settings)).config.num_clients
+        for scenario, _ in self.cells():
+            scenario.make_attack()
+            if scenario.malicious_fraction > 0 and scenario.num_malicious(clients) == 0:
+                raise ValueError(
+                    f"malicious_fraction={scenario.malicious_fraction} of {clients} clients is not one whole client; "
+                    f"take 0, or at least {1 / clients:.3g}"
+                )
 
     def labels(self) -> list[str]:
         """Names of everything that is run: policies, rules, oracles."""
-        names = [*map(policy_label, self.policies), *self.rules, *_ORACLES]
+        names = [*map(policy_label, self.policies), *self.rules, *ORACLES]
         return list(dict.fromkeys(names))
 
     def make(self, label: str) -> Rule:
@@ -102,13 +107,13 @@ class Grid:
         for policy in self.policies:
             if policy_label(policy) == label:
                 return TrustAggregator(load_policy(policy), configure(**self.settings).weighting)
-        told = self.num_byzantine is not None and label in ("krum", "trimmed_mean")
-        return make_rule(label, **({"num_byzantine": self.num_byzantine} if told else {}))
+        options = {"num_byzantine": self.num_byzantine} if self.num_byzantine is not None else {}
+        return make_rule(label, **(options if takes_num_byzantine(label) else {}))
 
     def cells(self) -> list[tuple[Scenario, int]]:
         """Every scenario with every seed. Without malicious clients all attacks are one: ``none``."""
         scenarios = dict.fromkeys(
-            (attack if fraction > 0 else "none", fraction, alpha)
+            ("none", 0.0, alpha) if fraction == 0 or attack == "none" else (attack, fraction, alpha)
             for fraction, attack, alpha in product(self.malicious_fractions, self.attacks, self.alphas)
         )
         return [(Scenario(*scenario), seed) for seed in self.seeds for scenario in scenarios]

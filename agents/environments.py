@@ -11,11 +11,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 
 from fl_core.registry import check_known
 from optigrad_env import OptiGradEnv
+from optigrad_env.scenarios import TRAINING_SPLITS
 from optigrad_env.wrappers import RoundRecorder
-
-# Root and validation data of training federations are drawn with these seeds; the benchmark draws from 0 upwards.
-TRAINING_SPLITS = 10_000
-EVALUATION_SPLIT = 20_000
 
 
 def environment_ids() -> list[str]:

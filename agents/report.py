@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from agents.benchmark import ORACLES
 from agents.files import write_atomically
 from agents.statistics import Row, alphas_of, over_seeds
 
 LEARNED, RULE, TRUTH = "#d1495b", "#2a78b8", "#9a9a9a"
-_TOLD = ("oracle", "anchored_oracle")
 Entry = Mapping[str, Any]
 
 
@@ -55,7 +55,7 @@ def to_rich(entries: Sequence[Entry], title: str, learned: Sequence[str]) -> Tab
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*row, style="bold" if row[0] in learned else "dim" if row[0] in _TOLD else None)
+        table.add_row(*row, style="bold" if row[0] in learned else "dim" if row[0] in ORACLES else None)
     return table
 
 
@@ -79,7 +79,7 @@ def to_picture(rows: Sequence[Row], entries: Sequence[Entry], learned: Sequence[
             chosen = [r for r in rows if r["rule"] == rule and r["alpha"] == alpha and r["malicious_fraction"] > 0]
             if not chosen:
                 continue
-            color = LEARNED if rule in learned else TRUTH if rule in _TOLD else RULE
+            color = LEARNED if rule in learned else TRUTH if rule in ORACLES else RULE
             axes.barh(i, over_seeds(chosen, "regret", 100).mean, color=color, alpha=0.35)
             for attack, marker in zip(attacks, np.resize(list(markers), len(attacks)), strict=True):
                 estimate = over_seeds([r for r in chosen if r["attack"] == attack], "regret", 100)
@@ -132,7 +132,8 @@ def write_page(path: Path, entries: Sequence[Entry], picture: bytes, facts: Mapp
 <h1>OptiGradTrust benchmark</h1>
 <p>Percentage points of test accuracy, mean ± standard error over seeds. Regret is the oracle's accuracy minus the
 rule's in the same scenario from the same seed; lower is better, and below 0 is better than the plain mean of the honest
-clients, which ignores the root data. The oracles are told who is honest.</p>
+clients, which gives the root data no weight; every model is scored with the server's BatchNorm, trained on the
+reference half of the root data. The oracles are told who is honest.</p>
 <table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>
 <img alt="Regret of each rule under each attack" src="data:image/png;base64,{image}">
 <dl>{origin}</dl>

@@ -69,7 +69,7 @@ class Recording:
     rounds: RecordedRound
 
     def __len__(self) -> int:
-        return len(self.rounds.malicious)
+        return len(self.rounds.corrupted)
 
 
 def warm_start(
@@ -131,7 +131,7 @@ def clone(
 ) -> float:
     """Binary cross-entropy of trust against "is honest"; returns the mean over the last tenth of the steps."""
     observations = torch.cat([recording.rounds.observation for recording in recordings])
-    honest = torch.cat([~recording.rounds.malicious for recording in recordings]).float()
+    honest = torch.cat([~recording.rounds.corrupted for recording in recordings]).float()
     losses = []
     for step in _optimise(policy, settings.learning_rate, settings.clone_steps):
         picks = torch.from_numpy(rng.integers(len(observations), size=4 * settings.batch))
@@ -218,7 +218,7 @@ def _mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
     shape = (envs.num_envs, *envs.action_space.shape)  # type: ignore[misc]
 
     def act(observations: NDArray[np.float32], present: list[RecordedRound]) -> NDArray[np.float32]:
-        truth = np.stack([1.0 - 2.0 * round_.malicious.numpy() for round_ in present])
+        truth = np.stack([1.0 - 2.0 * round_.corrupted.numpy() for round_ in present])
         informed = rng.uniform(0, 1, size=(envs.num_envs, 1))
         noise = rng.uniform(-1, 1, size=shape)
         return (informed * truth + (1 - informed) * noise).astype(np.float32)

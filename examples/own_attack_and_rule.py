@@ -39,7 +39,7 @@ class ShortestHalf(Rule):
 
 
 def main() -> None:
-    """A small benchmark; one worker, because the new names are registered in this process only."""
+    """A small benchmark."""
     grid = Grid(
         rules=("fedavg", "shortest_half", "fltrust"),
         policies=(),

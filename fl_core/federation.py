@@ -103,6 +103,11 @@ class Round:
     malicious: Tensor
     attacking: bool
 
+    @property
+    def corrupted(self) -> Tensor:
+        """(N,) bool: whose update is an attack in this round; before the onset nobody's. Truth."""
+        return self.malicious & self.attacking
+
 
 class Federation:
     """A simulated federation: clients, adversary and server.

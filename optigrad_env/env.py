@@ -16,7 +16,7 @@ from fl_core.registry import check_known
 from optigrad_env import rendering
 from optigrad_env.observation import action_space, observation_space, trust_of_action
 from optigrad_env.rewards import Outcome, make_reward
-from optigrad_env.scenarios import ScenarioDistribution
+from optigrad_env.scenarios import TRAINING_SPLITS, ScenarioDistribution
 
 Observation = NDArray[np.float32]
 Action = NDArray[np.float32]
@@ -68,7 +68,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
     ## Starting State
 
     `reset` draws a scenario (attack and its strength, share of malicious clients, heterogeneity, onset), a partition
-    of the data, an initial model, and runs the first local round. `options` pins any field of the scenario:
+    of the data, and runs the first local round. `options` pins any field of the scenario:
     `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`.
 
     ## Episode End
@@ -116,6 +116,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
             raise ValueError(f"rounds must be at least 1, got {rounds}")
         if render_mode is not None:
             check_known("render_mode", [render_mode], self.metadata["render_modes"])
+        federation = {"split_seed": TRAINING_SPLITS, **federation}
         self.federation = Federation(configure(num_clients=num_clients, **federation))
         self.rounds = rounds
         self.render_mode = render_mode
@@ -153,7 +154,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
         weights = self._aggregate.weights
         assert weights is not None
-        reward, terms = self._reward(Outcome(loss_before, self._loss, honest_loss, weights, ended.malicious))
+        reward, terms = self._reward(Outcome(loss_before, self._loss, honest_loss, weights, ended.corrupted))
         self._round = self.federation.local_round()
         truncated = self.federation.round >= self.rounds
         return self._observation(self._round), reward, False, truncated, {**self._info(ended), "reward_terms": terms}
@@ -174,9 +175,12 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         return self._round
 
     def honest_mean(self) -> torch.Tensor:
-        """Plain mean (P,) of the present round's honest, finite updates; zero if there is none. Truth."""
+        """Plain mean (P,) of the present round's honest, finite updates; zero if there is none. Truth.
+
+        Before the onset of the attack everybody is honest.
+        """
         round_ = self.current_round
-        honest = round_.view.updates[~round_.malicious & ~round_.view.rejected]
+        honest = round_.view.updates[~round_.corrupted & ~round_.view.rejected]
         return honest.mean(dim=0) if len(honest) else torch.zeros(self.federation.layout.num_shared)
 
     def _measure(self, candidates: torch.Tensor) -> float:

@@ -17,14 +17,14 @@ class Outcome:
         loss: Loss of the model that the agent aggregated.
         honest_loss: Loss of the model made by the plain mean of the same round's honest updates.
         weights: (N,) share of each client in the aggregate.
-        malicious: (N,) bool.
+        corrupted: (N,) bool, whose update was an attack in this round.
     """
 
     loss_before: float
     loss: float
     honest_loss: float
     weights: Tensor
-    malicious: Tensor
+    corrupted: Tensor
 
 
 def oracle_gap(outcome: Outcome) -> float:
@@ -41,8 +41,8 @@ def progress(outcome: Outcome) -> float:
 
 
 def malicious_mass(outcome: Outcome) -> float:
-    """Minus the share of the aggregate that malicious clients got. Gamed by trusting a single client."""
-    return -float(outcome.weights[outcome.malicious].sum())
+    """Minus the share of the aggregate that attacking clients got. Gamed by trusting a single client."""
+    return -float(outcome.weights[outcome.corrupted].sum())
 
 
 _TERMS: dict[str, Callable[[Outcome], float]] = {

@@ -16,6 +16,11 @@ from fl_core.registry import check_known
 
 TRAIN_ATTACKS = ("scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip")
 
+# Root and validation data, and initial weights, of training federations are drawn with these seeds; an environment's
+# own default is the first of them. The benchmark draws from 0 upwards.
+TRAINING_SPLITS = 10_000
+EVALUATION_SPLIT = 20_000
+
 # Strengths are drawn log-uniformly, around the usual value of each attack.
 _STRENGTHS: dict[str, dict[str, tuple[float, float]]] = {
     "scaling": {"factor": (2.0, 20.0)},

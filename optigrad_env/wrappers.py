@@ -1,9 +1,12 @@
 """Wrappers around the environment."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from optigrad_env.env import Action, Observation, OptiGradEnv
@@ -15,7 +18,7 @@ class RecordedRound:
 
     Attributes:
         observation: (N, 6) float32.
-        malicious: (N,) bool.
+        corrupted: (N,) bool, whose update is an attack in this round.
         rejected: (N,) bool.
         updates: (N, P) float32, clipped as the environment clips; zero for a rejected client.
         reference: (P,) float32.
@@ -25,13 +28,21 @@ class RecordedRound:
     """
 
     observation: Tensor
-    malicious: Tensor
+    corrupted: Tensor
     rejected: Tensor
     updates: Tensor
     reference: Tensor
     shared: Tensor
     server_local: Tensor
     honest: Tensor
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As arrays: between processes torch sends every tensor as an open file, and a recording is thousands of them.
+        return _from_arrays, tuple(value.numpy() for value in vars(self).values())
+
+
+def _from_arrays(*arrays: NDArray[Any]) -> RecordedRound:
+    return RecordedRound(*map(torch.from_numpy, arrays))
 
 
 class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
@@ -51,7 +62,7 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
             updates[~view.rejected] = env.federation.config.weighting.clip(view.accepted, view.reference)
         return RecordedRound(
             view.fingerprint.observation,
-            round_.malicious,
+            round_.corrupted,
             view.rejected,
             updates,
             view.reference,
@@ -64,10 +75,17 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
 class FeatureShuffle(gym.ObservationWrapper[Observation, Action, Observation]):
     """Negative control: permutes each feature among the clients before the policy sees it.
 
-    What is left is the distribution of each feature in the round, but no longer whose it is. The permutations come
-    from the environment's own ``np_random``.
+    What is left is the distribution of each feature in the round, but no longer whose it is.
+
+    Args:
+        env: The environment; its own random numbers stay as they are, so it plays the same scenarios as without.
+        seed: Seed of the permutations.
     """
+
+    def __init__(self, env: gym.Env[Observation, Action], seed: int = 0) -> None:
+        super().__init__(env)
+        self._generator = np.random.default_rng(seed)
 
     def observation(self, observation: Observation) -> Observation:
         """Permutes every column by itself."""
-        return self.np_random.permuted(observation, axis=0)
+        return self._generator.permuted(observation, axis=0)

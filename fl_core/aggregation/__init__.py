@@ -1,10 +1,10 @@
 """Aggregation rules: a server view to one update."""
 
 from fl_core.aggregation import coordinate, distance, mean, reference, root, trust  # noqa: F401  (importing registers)
-from fl_core.aggregation.base import Aggregate, Rule, make_rule, register_rule, rule_names
+from fl_core.aggregation.base import Aggregate, Rule, make_rule, register_rule, rule_names, takes_num_byzantine
 from fl_core.aggregation.reference import ReferenceRule
 from fl_core.aggregation.trust import GivenTrust, TrustRule, TrustWeighting
-from fl_core.aggregation.view import ServerView
+from fl_core.aggregation.view import ServerView, receive
 
 __all__ = [
     "Aggregate",
@@ -15,6 +15,8 @@ __all__ = [
     "TrustRule",
     "TrustWeighting",
     "make_rule",
+    "receive",
     "register_rule",
     "rule_names",
+    "takes_num_byzantine",
 ]

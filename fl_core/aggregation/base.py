@@ -1,5 +1,6 @@
 """What an aggregation rule is, and the registry of rules."""
 
+import inspect
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,6 +31,11 @@ def make_rule(name: str, **options: Any) -> "Rule":
         ValueError: Unknown name (the message lists what there is), or a parameter that the rule does not take.
     """
     return _RULES.make(name, **options)
+
+
+def takes_num_byzantine(name: str) -> bool:
+    """Whether the rule must be told how many attackers to expect."""
+    return "num_byzantine" in inspect.signature(_RULES[name]).parameters
 
 
 @dataclass(frozen=True, eq=False)

@@ -58,7 +58,7 @@ class Oracle(ReferenceRule):
 @register_rule("anchored_oracle")
 @dataclass(frozen=True)
 class AnchoredOracle(ReferenceRule):
-    """The honest clients *and* the root data, unclipped: the plain oracle is beatable, because it ignores the root."""
+    """The honest clients *and* the root data, unclipped: the plain oracle gives the root data no weight."""
 
     weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(update_clip="none"))
 

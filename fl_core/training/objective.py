@@ -38,7 +38,7 @@ def objective_names() -> list[str]:
     return list(_PROXIMAL_AND_LOCAL)
 
 
-def make_objective(name: str, mu: float = 0.01) -> Objective:
+def make_objective(name: str, mu: float = 0.1) -> Objective:
     """Builds an objective; ``mu`` counts only where the name says proximal.
 
     Raises:

@@ -139,7 +139,7 @@ def test_more_trust_for_an_honest_client_raises_the_gap_and_for_a_malicious_one_
     stand_in.score_and_value = lambda fingerprint: (stand_in.score, torch.zeros(len(fingerprint)))
     gap, _ = oracle_gap(stand_in, recording, torch.arange(len(recording)), everything(recording))
     (slope,) = torch.autograd.grad(gap.sum(), stand_in.score)
-    malicious = recording.rounds.malicious
+    malicious = recording.rounds.corrupted
     assert slope[~malicious].mean() > 0 > slope[malicious].mean()
 
 
@@ -163,7 +163,7 @@ def test_cloning_tells_honest_from_malicious_clients_of_rounds_it_has_not_seen(
     rng = np.random.default_rng(0)
     loss = clone(policy, [recording], WarmStart(clone_steps=150, batch=6), rng, quiet)
     trust = policy(unseen.rounds.observation).detach()
-    auroc = roc_auc_score((~unseen.rounds.malicious).flatten().numpy(), trust.flatten().numpy())
+    auroc = roc_auc_score((~unseen.rounds.corrupted).flatten().numpy(), trust.flatten().numpy())
     assert auroc > 0.8
     assert loss < 0.4  # ln 2 = 0.69 is what a coin reaches
 

@@ -8,7 +8,7 @@ from optigrad_env.rewards import Outcome, make_reward
 
 def outcome(loss: float = 1.5) -> Outcome:
     weights, malicious = torch.tensor([0.1, 0.3, 0.2]), torch.tensor([False, True, True])
-    return Outcome(loss_before=2.0, loss=loss, honest_loss=1.25, weights=weights, malicious=malicious)
+    return Outcome(loss_before=2.0, loss=loss, honest_loss=1.25, weights=weights, corrupted=malicious)
 
 
 def test_the_terms_of_a_known_outcome() -> None:
