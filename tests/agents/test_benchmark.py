@@ -169,10 +169,20 @@ def test_fraction_zero_is_one_scenario_without_attack_for_each_alpha() -> None:
 
 
 def test_every_seed_has_every_attack_fraction_and_alpha_once() -> None:
-    attacks, fractions = tuple(attack_names()), (0.0, 0.2, 0.4)
+    attacks, fractions = tuple(name for name in attack_names() if name != "none"), (0.0, 0.2, 0.4)
     grid = a_grid(attacks=attacks, malicious_fractions=fractions, alphas=(0.5, 0.1), seeds=(0, 1, 2))
     cells = [(s.attack, s.malicious_fraction, s.alpha, seed) for s, seed in grid.cells()]
     assert len(cells) == len(set(cells)) == 3 * 2 * (1 + 2 * len(attacks))
+
+
+def test_no_attack_by_malicious_clients_is_the_scenario_without_any() -> None:
+    cells = a_grid(attacks=("none", "ipm"), malicious_fractions=(0.4,), alphas=(0.5,), seeds=(0,)).cells()
+    assert [(s.attack, s.malicious_fraction) for s, _ in cells] == [("none", 0.0), ("ipm", 0.4)]
+
+
+def test_a_fraction_that_is_less_than_one_client_is_refused_because_nobody_would_attack() -> None:
+    with pytest.raises(ValueError, match=r"malicious_fraction=0\.1 of 5 clients.*at least 0\.2"):
+        a_grid(malicious_fractions=(0.1,))
 
 
 def test_a_policy_weighs_its_trust_as_the_federation_is_set_to(learned: Path) -> None:

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 
 from agents.environments import (
-    EVALUATION_SPLIT,
-    TRAINING_SPLITS,
     base_env,
     environment_ids,
     make_env,
     make_training_envs,
 )
 from optigrad_env import OptiGradEnv
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 
 def test_ids_are_those_of_this_package() -> None:

@@ -1,5 +1,6 @@
 """The recorder keeps what the environment does, and the shuffle destroys who is who and nothing else."""
 
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import gymnasium as gym
@@ -104,3 +105,24 @@ def test_shuffles_follow_the_environments_seed() -> None:
 
     np.testing.assert_array_equal(played(3), played(3))
     assert not np.array_equal(played(3), played(4))
+
+
+def test_a_record_crosses_processes_without_an_open_file_for_every_tensor() -> None:
+    # A desktop allows 1024 open files; a warm start records thousands of tensors.
+    env = RoundRecorder(OptiGradEnv(num_clients=3, rounds=2))
+    env.reset(seed=0)
+    recorded = env.recorded_round()
+    sent = bytes(ForkingPickler.dumps(recorded))
+    assert b"rebuild_storage" not in sent
+    received = ForkingPickler.loads(sent)
+    assert all(torch.equal(value, vars(received)[name]) for name, value in vars(recorded).items())
+
+
+def test_before_the_onset_nobody_is_recorded_as_an_attacker() -> None:
+    env = RoundRecorder(OptiGradEnv(num_clients=4, rounds=3))
+    env.reset(seed=0, options={"attack": "sign_flip", "malicious_fraction": 0.5, "alpha": 1.0, "onset": 1})
+    before = env.recorded_round()
+    _, _, _, _, info = env.step(np.ones(4, np.float32))
+    assert info["malicious"].sum() == 2
+    assert not before.corrupted.any()
+    assert env.recorded_round().corrupted.tolist() == info["malicious"].tolist()
