@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attacks it never saw (about 4 minutes).
+quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attacks it never saw (a few minutes).
 	$(BIN)/python train_agent.py --timesteps 2000 --run-dir $(RUN) --overwrite
 	$(BIN)/python evaluate.py --policies $(RUN) --seeds 3 --out $(OUT) --overwrite
 	@echo "curves: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"

@@ -1,8 +1,11 @@
 """Means and standard errors of benchmark rows, paired by seed."""
 
+import csv
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import inf, isnan, nan, sqrt
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -53,6 +56,35 @@ def worst_attack(rows: Sequence[Row], column: str, scale: float = 1.0) -> float:
 def alphas_of(rows: Iterable[Row]) -> list[float | None]:
     """Concentrations in the rows, IID (``None``) first, then from large to small."""
     return sorted({row["alpha"] for row in rows}, key=lambda alpha: inf if alpha is None else alpha, reverse=True)
+
+
+def paired_difference(rows: Sequence[Row], rule: str, other: str, column: str = "test_accuracy") -> Estimate:
+    """Mean over seeds of a rule's column minus another's under attack, in points; both saw the same seeds."""
+    theirs = {_cell(row): row[column] for row in rows if row["rule"] == other}
+    pairs = [
+        {"seed": row["seed"], "difference": row[column] - theirs[_cell(row)]}
+        for row in rows
+        if row["rule"] == rule and row["malicious_fraction"] > 0 and _cell(row) in theirs
+    ]
+    return over_seeds(pairs, "difference", 100)
+
+
+def _cell(row: Row) -> tuple[Any, ...]:
+    return row["attack"], row["malicious_fraction"], row["alpha"], row["seed"]
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Rows of a ``results.csv``, numbers as numbers and empty fields as ``None``."""
+    with path.open(newline="") as file:
+        return [{name: _parse(name, value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+def _parse(name: str, value: str) -> Any:
+    if name in ("rule", "attack"):
+        return value
+    if name == "held_out":
+        return value == "True"
+    return None if value == "" else float(value)
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -115,3 +147,23 @@ def _loss_to_fedavg(quiet: Sequence[Row], rows: Sequence[Row]) -> Estimate:
 def _regret_or_last(entry: Mapping[str, Any]) -> tuple[bool, float]:
     mean = entry["regret"]["mean"]
     return isnan(mean), mean
+
+
+def main(path: str, rule: str) -> None:
+    """Prints the paired difference of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
+    rows = read_results(Path(path))
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    if rule not in rules:
+        sys.exit(f"no rule {rule!r} in {path}; there are: {', '.join(rules)}")
+    print(f"{rule} minus another rule under attack, points of test accuracy, mean ± standard error over seeds")
+    for alpha in [None, *alphas_of(rows)]:
+        chosen = rows if alpha is None else [row for row in rows if row["alpha"] == alpha]
+        for other in rules:
+            if other != rule:
+                print(f"  α {alpha or 'all'}  {other:>16}  {paired_difference(chosen, rule, other)}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("usage: python -m agents.statistics results.csv RULE")
+    main(*sys.argv[1:])

@@ -1,12 +1,14 @@
 """Means and errors against numpy and by hand."""
 
+import csv
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from agents.statistics import Estimate, over_seeds, summarise, worst_attack
+from agents.statistics import Estimate, over_seeds, paired_difference, read_results, summarise, worst_attack
 
 RULES = {"oracle": 0.0, "good": 0.02, "fedavg": 0.1}
 
@@ -129,3 +131,22 @@ def test_iid_rows_may_stand_beside_those_of_an_alpha() -> None:
     assert len(good["regret_by_alpha"]) == 2
     assert good["regret_by_alpha"]["0.5"]["seeds"] == 4
     assert good["worst_regret"] == pytest.approx(100 * (0.02 + 0.3), abs=1.5)
+
+
+def test_the_paired_difference_is_the_mean_over_seeds_of_what_one_rule_gains_on_another(tmp_path: Path) -> None:
+    given = rows(alphas=(0.5, 0.1))
+    names = list(dict.fromkeys(row["rule"] for row in given))[:2]
+    kept = [{**row, "held_out": True} for row in given]
+    path = tmp_path / "results.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(kept[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    found = paired_difference(read_results(path), *names)
+    table: dict[Any, dict[str, list[float]]] = {}
+    for row in given:
+        if row["malicious_fraction"] > 0:
+            table.setdefault(row["seed"], {}).setdefault(row["rule"], []).append(row["test_accuracy"])
+    per_seed = [100 * (np.mean(seed[names[0]]) - np.mean(seed[names[1]])) for seed in table.values()]
+    assert found.mean == pytest.approx(np.mean(per_seed))
+    assert found.standard_error == pytest.approx(np.std(per_seed, ddof=1) / np.sqrt(len(per_seed)))
