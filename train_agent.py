@@ -70,6 +70,8 @@ def main(arguments: Arguments) -> int:
     torch.set_num_threads(1)
     federation = {} if arguments.num_clients is None else {"num_clients": arguments.num_clients}
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
+    # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
+    evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
     directory = open_run(arguments.run_dir, _config(arguments), resume=arguments.resume, overwrite=arguments.overwrite)
     envs = make_training_envs(arguments.env_id, arguments.n_envs, arguments.seed, **federation)
     tensorboard = directory / TENSORBOARD
