@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from fl_core.models.parameters import ParameterLayout
 from fl_core.training.objective import Objective
 
-# About ten clients of 8x8 images and 32 samples fill the second-level cache; larger stacks were measured slower.
+# For 51 clients of 8x8 images, blocks of 6 and one stack of 51 were measured slower: more calls, or past the cache.
 _BLOCK = 12
 
 
