@@ -17,9 +17,9 @@ from tqdm import tqdm
 from agents.benchmark import Grid, ResultsFile, policy_label, run
 from agents.deployed import read_card
 from agents.environments import make_env
-from agents.files import write_atomically, write_json
 from agents.report import to_markdown, to_picture, to_rich, write_page
 from agents.statistics import summarise
+from fl_core.files import write_atomically, write_json
 from optigrad_env.scenarios import attack_set
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
-from agents.files import write_atomically
+from fl_core.files import write_atomically
 
 
 class FixedScenarioEvaluation(BaseCallback):

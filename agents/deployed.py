@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
-from agents.files import write_atomically, write_json
 from agents.trust_net import Architecture, TrustNet
 from fl_core.aggregation import ServerView, TrustRule, TrustWeighting
+from fl_core.files import write_atomically, write_json
 from fl_core.fingerprint import FEATURES
 
 WEIGHTS, CARD = "policy.safetensors", "policy.json"

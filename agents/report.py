@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from agents.benchmark import ORACLES
-from agents.files import write_atomically
 from agents.statistics import Row, alphas_of, over_seeds
+from fl_core.files import write_atomically
 
 LEARNED, RULE, TRUTH = "#d1495b", "#2a78b8", "#9a9a9a"
 Entry = Mapping[str, Any]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from agents.files import write_json
+from fl_core.files import write_json
 
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
 

@@ -192,7 +192,7 @@ def _loss(federation: Federation, rounds: RecordedRound, picks: Tensor, update: 
     """Loss (B,) of the models that the updates would make, scored as the environment scores them."""
     models, engine = rounds.shared[picks] + update, federation.engine
     local = engine.reestimate(models, rounds.server_local[picks], federation.simulator.images)
-    logits = engine.logits(models, local, federation.dataset.images[samples])
+    logits = engine.logits(models, local, federation.dataset.images(samples))
     return capped_cross_entropy(logits, federation.dataset.labels[samples]).mean(dim=1)
 
 

@@ -39,21 +39,21 @@ def main(run_directory: str) -> None:
 
     rule = TrustAggregator(load_policy(run_directory))
     network = make_network("small_cnn", dataset.image_shape, dataset.num_classes)
-    server = RootServer(network, dataset.images[root], dataset.labels[root], dataset.num_classes)
+    server = RootServer(network, dataset.images(root), dataset.labels[root], dataset.num_classes)
     clients = [make_network("small_cnn", dataset.image_shape, dataset.num_classes) for _ in range(CLIENTS)]
 
     for _ in range(ROUNDS):
         messages = []
         for i, (client, shard) in enumerate(zip(clients, shards, strict=False)):
             server.broadcast(client)
-            train_locally(client, dataset.images[shard], dataset.labels[shard])
+            train_locally(client, dataset.images(shard), dataset.labels[shard])
             update = server.update_of(client)
             messages.append(-3 * update if i in REVERSED else update * float("nan") if i == BROKEN else update)
         aggregate = rule(server.view(messages))
         server.apply(aggregate)
 
     server.write_to(network)
-    correct = network.eval()(dataset.images[dataset.test]).argmax(dim=1) == dataset.labels[dataset.test]
+    correct = network.eval()(dataset.images(dataset.test)).argmax(dim=1) == dataset.labels[dataset.test]
     print(f"test accuracy after {ROUNDS} rounds: {correct.double().mean():.3f}")
     assert aggregate.weights is not None
     for i, weight in enumerate(aggregate.weights.tolist()):

@@ -4,7 +4,8 @@ Knows nothing of reinforcement learning. The currency between its rooms is one m
 (N, P), one row a client, over the shared parameters only.
 """
 
-from fl_core.federation import Federation, FederationConfig, Round, configure, federation_settings
+from fl_core.config import FederationConfig, configure, federation_settings, settings_of
+from fl_core.federation import Federation, Round
 from fl_core.scenario import Scenario
 
-__all__ = ["Federation", "FederationConfig", "Round", "Scenario", "configure", "federation_settings"]
+__all__ = ["Federation", "FederationConfig", "Round", "Scenario", "configure", "federation_settings", "settings_of"]

@@ -1,92 +1,29 @@
 """The round: broadcast, local training, attack, server view; then an update, and the next round."""
 
-from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_core import evaluation
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.aggregation.view import ServerView, receive
-from fl_core.data import Dataset, Splits, dirichlet, iid, load_dataset, make_splits
+from fl_core.config import FederationConfig
+from fl_core.data import Dataset, Splits, load_dataset, make_splits
+from fl_core.data.shift import FeatureShift, draw_shift
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
 from fl_core.registry import check_known
 from fl_core.scenario import Scenario
-from fl_core.training import LocalTraining, make_engine, make_objective
+from fl_core.training import make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
-
-@dataclass(frozen=True)
-class FederationConfig:
-    """Everything about a federation that does not change from episode to episode.
-
-    Attributes:
-        dataset: Name of a data set.
-        network: Name of a network.
-        num_clients: N.
-        objective: ``fedavg``, ``fedprox``, ``fedbn`` or ``fedbn_prox``.
-        mu: Weight of the proximal term, for the objectives that have one.
-        training: Each client's local work in a round.
-        weighting: How trust becomes an update.
-        engine: Training engine.
-        shapley: Shapley estimator.
-        root: Number of samples that the server owns.
-        validation: Number of samples for reward and model selection.
-        split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
-    """
-
-    dataset: str = "digits"
-    network: str = "small_cnn"
-    num_clients: int = 10
-    objective: str = "fedbn_prox"
-    mu: float = 0.1
-    training: LocalTraining = field(default_factory=LocalTraining)
-    weighting: TrustWeighting = field(default_factory=TrustWeighting)
-    engine: str = "stacked"
-    shapley: str = "surrogate"
-    root: int = 100
-    validation: int = 200
-    split_seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.num_clients < 1:
-            raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
-        make_objective(self.objective, self.mu)
-        make_shapley(self.shapley)
-
-
 _SCORED_SPLITS = ("validation", "test")
-_TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
-_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor"}
-
-
-def federation_settings() -> list[str]:
-    """Names that ``configure`` accepts."""
-    plain = [field.name for field in fields(FederationConfig) if field.name not in ("training", "weighting")]
-    return [*plain, *_TRAINING_SETTINGS, *_WEIGHTING_SETTINGS]
-
-
-def configure(**settings: Any) -> FederationConfig:
-    """A configuration from flat names, as environments and command lines give them.
-
-    Args:
-        **settings: Any of ``federation_settings()``: the fields of ``FederationConfig``, with ``local_steps``,
-            ``batch_size``, ``learning_rate``, ``update_clip`` and ``root_anchor`` in place of the nested objects.
-
-    Raises:
-        ValueError: An unknown setting (the message lists what there is), or a value out of range.
-    """
-    check_known("setting", settings, federation_settings())
-
-    def pick(names: dict[str, str]) -> dict[str, Any]:
-        return {field: settings.pop(name) for name, field in names.items() if name in settings}
-
-    training, weighting = LocalTraining(**pick(_TRAINING_SETTINGS)), TrustWeighting(**pick(_WEIGHTING_SETTINGS))
-    return FederationConfig(**settings, training=training, weighting=weighting)
+# Images that go through the models together in an evaluation: more would leave the cache, and at last the memory.
+_IMAGES_AT_ONCE = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +59,7 @@ class Federation:
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
         self.dataset, self.splits = _data(config)
-        network = make_network(config.network, self.dataset.image_shape, self.dataset.num_classes)
+        network = self._network(seed=0)
         self.objective = make_objective(config.objective, config.mu)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout)
@@ -133,7 +70,7 @@ class Federation:
             )
         reference = self.splits.reference
         self.simulator = HonestSimulator(
-            self.engine, self.dataset.images[reference], self.dataset.labels[reference], config.training, self.objective
+            self.engine, self.dataset.images(reference), self.dataset.labels[reference], config.training, self.objective
         )
 
     def reset(self, scenario: Scenario, entropy: int) -> None:
@@ -148,7 +85,8 @@ class Federation:
         """
         config, streams = self.config, Streams(entropy)
         self.scenario, self.attack, self.round = scenario, scenario.make_attack(), 0
-        self.shards = self._partition(scenario.alpha, streams)
+        self.shards = self._partition(scenario, streams)
+        self._shifts = self._draw_shifts(scenario, streams)
         order = streams.numpy(Purpose.MALICIOUS).permutation(config.num_clients)
         self.malicious = torch.zeros(config.num_clients, dtype=torch.bool)
         self.malicious[torch.from_numpy(order[: scenario.num_malicious(config.num_clients)])] = True
@@ -161,10 +99,10 @@ class Federation:
         utility = self.splits.utility
         self.fingerprinter = Fingerprinter(
             self.simulator,
-            self.dataset.images[utility],
+            self.dataset.images(utility),
             self.dataset.labels[utility],
             self.dataset.num_classes,
-            _autoencoder(config),
+            partial(_autoencoder, config),
             make_shapley(config.shapley),
             # Not the episode's own streams: who is malicious is drawn from those, and a defence holds this object.
             streams.descend(Purpose.FINGERPRINT),
@@ -181,7 +119,7 @@ class Federation:
         trained, self.local = self.engine.train(
             self.shared,
             self.local,
-            self.dataset.images[picks],
+            self._shifted(self.dataset.images(picks)),
             labels,
             objective=self.objective,
             learning_rate=self.config.training.learning_rate,
@@ -211,32 +149,63 @@ class Federation:
         samples = self._samples(split)
         models = self.shared + updates
         local = self.engine.reestimate(models, self.local[-1].expand(len(models), -1), self.simulator.images)
-        logits = self.engine.logits(models, local, self.dataset.images[samples])
-        return evaluation.score(logits, self.dataset.labels[samples])
+        return evaluation.score(self._logits(models, local, samples), self.dataset.labels[samples])
 
     def evaluate_personalised(self, split: str) -> Tensor:
         """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.
 
-        On samples of ``split`` mixed as the client's own classes are.
+        On samples of ``split`` mixed as the client's own classes are, seen as the client sees them.
         """
         samples, clients = self._samples(split), self.config.num_clients
-        logits = self.engine.logits(self.shared.expand(clients, -1), self.local[:-1], self.dataset.images[samples])
+        if self._shifts:
+            rows = [
+                self._logits(self.shared[None], self.local[i : i + 1], samples, shift)
+                for i, shift in enumerate(self._shifts)
+            ]
+            logits = torch.cat(rows)
+        else:
+            logits = self._logits(self.shared.expand(clients, -1), self.local[:-1], samples)
         metrics = evaluation.score(logits, self.dataset.labels[samples])
         classes = self.dataset.num_classes
         counts = [torch.bincount(self.dataset.labels[shard], minlength=classes) for shard in self.shards]
         return evaluation.personalised_accuracy(metrics.class_accuracy, torch.stack(counts))
 
+    def _logits(self, shared: Tensor, local: Tensor, samples: Tensor, shift: FeatureShift | None = None) -> Tensor:
+        """(M, V, classes) of M models on samples (V,)."""
+        pieces = [self.dataset.images(piece) for piece in samples.split(_IMAGES_AT_ONCE)]
+        return torch.cat([self.engine.logits(shared, local, shift(p) if shift else p) for p in pieces], dim=1)
+
     def _samples(self, split: str) -> Tensor:
         check_known("split", [split], _SCORED_SPLITS)
         return self.splits.validation if split == "validation" else self.splits.test
 
-    def _partition(self, alpha: float | None, streams: Streams) -> list[Tensor]:
-        generator, clients = streams.numpy(Purpose.PARTITION), self.config.num_clients
-        labels = self.dataset.labels[self.splits.clients].numpy()
-        shards = (
-            iid(labels, clients, generator) if alpha is None else dirichlet(labels, clients, generator, alpha=alpha)
+    def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
+        pool = self.splits.clients
+        shards = scenario.make_partition()(
+            self.dataset.labels[pool].numpy(),
+            self.config.num_clients,
+            streams.numpy(Purpose.PARTITION),
+            groups=self.dataset.groups_of(pool),
         )
-        return [self.splits.clients[torch.from_numpy(shard)] for shard in shards]
+        return [pool[torch.from_numpy(shard)] for shard in shards]
+
+    def _draw_shifts(self, scenario: Scenario, streams: Streams) -> Sequence[FeatureShift]:
+        """A shift a client, or none at all. The server's root data is as the data set is."""
+        if not scenario.feature_shift:
+            return ()
+        clients = range(self.config.num_clients)
+        return [draw_shift(streams.numpy(Purpose.FEATURE_SHIFT, i), scenario.feature_shift) for i in clients]
+
+    def _shifted(self, images: Tensor) -> Tensor:
+        """What the clients see of their batches, (N + 1, K, B, C, H, W); the last row is the server's."""
+        for i, shift in enumerate(self._shifts):
+            images[i] = shift(images[i])
+        return images
+
+    def _network(self, seed: int) -> nn.Module:
+        config = self.config
+        shape, classes = self.dataset.image_shape, self.dataset.num_classes
+        return make_network(config.network, shape, classes, seed, **dict(config.network_options))
 
     def initial_model(self) -> tuple[Tensor, Tensor]:
         """The federation's initial weights: shared (P,) and local (L,).
@@ -244,10 +213,8 @@ class Federation:
         They belong to the federation, as the root data does, not to the episode: the autoencoder that knows honest
         updates has learned them along a run from these weights.
         """
-        config = self.config
-        seed = int(Streams(config.split_seed).numpy(Purpose.MODEL).integers(2**31))
-        network = make_network(config.network, self.dataset.image_shape, self.dataset.num_classes, seed)
-        return self.layout.initial(network)
+        seed = int(Streams(self.config.split_seed).numpy(Purpose.MODEL).integers(2**31))
+        return self.layout.initial(self._network(seed))
 
     def _batches(self) -> Tensor:
         """(N + 1, K, B) indices into the data set: each shard permuted and taken cyclically; the server's last."""
@@ -261,7 +228,8 @@ class Federation:
 
 
 def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
-    dataset = load_dataset(config.dataset)
+    options = dict(config.dataset_options)
+    dataset = load_dataset(config.dataset, config.data_dir, download=config.download, **options)
     generator = Streams(config.split_seed).numpy(Purpose.SPLIT)
     return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
 

@@ -25,6 +25,7 @@ class Purpose(IntEnum):
     SHAPLEY = 7
     SERVER = 8
     FINGERPRINT = 9
+    FEATURE_SHIFT = 10
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fl_core.attacks import Attack, make_attack
+from fl_core.data.partition import Partition, make_partition, partition_options
+from fl_core.data.shift import check_strength
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,9 @@ class Scenario:
         alpha: Concentration of the Dirichlet label partition; ``None`` for IID.
         onset: First round (from 0) in which the malicious clients attack; before it they behave honestly.
         attack_options: Parameters of the attack, such as ``{"factor": 10.0, "colluding": True}``.
+        partition: Name of a partition; by default ``dirichlet`` where there is an ``alpha``, else ``iid``.
+        partition_options: Parameters of the partition other than ``alpha``, such as ``{"q": 0.9}``.
+        feature_shift: Strength of the clients' own contrast, brightness, blur and rotation; 0 for none.
     """
 
     attack: str = "none"
@@ -23,6 +28,9 @@ class Scenario:
     alpha: float | None = None
     onset: int = 0
     attack_options: dict[str, Any] = field(default_factory=dict)
+    partition: str | None = None
+    partition_options: dict[str, Any] = field(default_factory=dict)
+    feature_shift: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.malicious_fraction < 1.0:
@@ -31,11 +39,19 @@ class Scenario:
             raise ValueError(f"alpha must be greater than 0 (or None for IID), got {self.alpha}")
         if self.onset < 0:
             raise ValueError(f"onset must be a round number, 0 or more, got {self.onset}")
+        check_strength(self.feature_shift)
         self.make_attack()
+        self.make_partition()
 
     def make_attack(self) -> Attack:
         """The attack object; raises ValueError for an unknown name or a wrong parameter."""
         return make_attack(self.attack, **self.attack_options)
+
+    def make_partition(self) -> Partition:
+        """The partition; raises ValueError for an unknown name or a wrong parameter. One without α ignores it."""
+        name = self.partition or ("iid" if self.alpha is None else "dirichlet")
+        with_alpha = self.alpha is not None and "alpha" in partition_options(name)
+        return make_partition(name, **({"alpha": self.alpha} if with_alpha else {}), **self.partition_options)
 
     def num_malicious(self, num_clients: int) -> int:
         """Number of malicious clients among ``num_clients``.

@@ -6,6 +6,7 @@ what was received, and fingerprints it.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -67,8 +68,8 @@ class RootServer:
         self._simulator = HonestSimulator(
             self._engine, images[reference], labels[reference], self._training, self._objective
         )
-        autoencoder = train_autoencoder(
-            self._simulator, self.global_model, self._local, streams.torch(Purpose.AUTOENCODER)
+        autoencoder = partial(
+            train_autoencoder, self._simulator, self.global_model, self._local, streams.torch(Purpose.AUTOENCODER)
         )
         self._fingerprinter = Fingerprinter(
             self._simulator,

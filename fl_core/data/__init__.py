@@ -1,7 +1,36 @@
 """Data sets, their partition among clients, and the splits that keep train, root, validation and test apart."""
 
-from fl_core.data.datasets import Dataset, dataset_names, load_dataset
-from fl_core.data.partition import dirichlet, iid
+from fl_core.data import digits, image_folder, published  # noqa: F401  (importing registers)
+from fl_core.data.dataset import Dataset, dataset_names, load_dataset, register_dataset
+from fl_core.data.partition import (
+    by_group,
+    dirichlet,
+    iid,
+    label_skew,
+    make_partition,
+    partition_names,
+    partition_options,
+    quantity_skew,
+    register_partition,
+    shards,
+)
 from fl_core.data.splits import Splits, make_splits
 
-__all__ = ["Dataset", "Splits", "dataset_names", "dirichlet", "iid", "load_dataset", "make_splits"]
+__all__ = [
+    "Dataset",
+    "Splits",
+    "by_group",
+    "dataset_names",
+    "dirichlet",
+    "iid",
+    "label_skew",
+    "load_dataset",
+    "make_partition",
+    "make_splits",
+    "partition_names",
+    "partition_options",
+    "quantity_skew",
+    "register_dataset",
+    "register_partition",
+    "shards",
+]

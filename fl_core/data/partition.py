@@ -1,34 +1,144 @@
-"""How the clients' share of a data set is cut: pure functions of labels, number of clients and generator.
+"""How the clients' share of a data set is cut: pure functions of labels, groups, number of clients and generator.
 
-Every function returns one int64 index array per client into ``labels``: each sample goes to exactly one client.
+Every function returns one sorted int64 index array per client into ``labels``: each sample goes to exactly one client.
+What is dealt out are *units*: whole groups (a patient's images, a subject's slices) where there are groups, single
+samples otherwise; a unit counts as a sample of its most frequent class.
 """
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-Labels = NDArray[np.int64]
-Shards = list[NDArray[np.int64]]
+from fl_core.registry import Registry, check_known
+
+Integers = NDArray[np.int64]
+Shards = list[Integers]
 
 MAX_DRAWS = 1000
+# Two samples: what BatchNorm needs.
+MINIMUM = 2
 
 
-def iid(labels: Labels, num_clients: int, generator: np.random.Generator) -> Shards:
-    """Uniform partition into shards whose sizes differ by at most one.
+class Partition(Protocol):
+    """Cuts samples into shards."""
 
-    Args:
-        labels: (S,) int64.
-        num_clients: N, at most S.
-        generator: Source of the permutation.
+    def __call__(
+        self, labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None
+    ) -> Shards:
+        """Partitions.
+
+        Args:
+            labels: (S,) int64.
+            num_clients: N.
+            generator: Source of randomness.
+            groups: (S,) int64, samples that must stay together; ``None`` if each stands for itself.
+
+        Raises:
+            ValueError: There are fewer units than clients, or no acceptable partition was found.
+        """
+        ...
+
+
+_PARTITIONS: Registry[Shards] = Registry("partition")
+register_partition = _PARTITIONS.register
+
+
+def partition_names() -> list[str]:
+    """Names that ``make_partition`` accepts."""
+    return sorted(_PARTITIONS)
+
+
+def partition_options(name: str) -> list[str]:
+    """The parameters of a partition, such as ``["alpha", "minimum"]``.
 
     Raises:
-        ValueError: More clients than samples.
+        ValueError: Unknown name.
     """
-    _check_clients(labels, num_clients, 1)
-    return [np.sort(shard) for shard in np.array_split(generator.permutation(len(labels)), num_clients)]
+    return [parameter.name for parameter in _options(name)]
 
 
+def make_partition(name: str, **options: Any) -> Partition:
+    """A partition with its parameters set.
+
+    Raises:
+        ValueError: Unknown name, a parameter that it does not take, or one that is missing.
+    """
+    check_known(f"option of partition {name!r}", options, partition_options(name))
+    missing = [p.name for p in _options(name) if p.default is p.empty and p.name not in options]
+    if missing:
+        raise ValueError(f"partition {name!r} needs {', '.join(missing)}")
+    return partial(_PARTITIONS[name], **options)
+
+
+def _options(name: str) -> list[inspect.Parameter]:
+    given = inspect.signature(Partition.__call__).parameters
+    return [p for p in inspect.signature(_PARTITIONS[name]).parameters.values() if p.name not in given]
+
+
+@dataclass(frozen=True, eq=False)
+class _Units:
+    """Groups, or single samples.
+
+    Attributes:
+        labels: (U,) int64, most frequent class of each unit.
+        sizes: (U,) int64, samples of each unit.
+        of_sample: (S,) int64, the unit of each sample.
+    """
+
+    labels: Integers
+    sizes: Integers
+    of_sample: Integers
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def shards(self, owner: Integers, num_clients: int) -> Shards:
+        """Samples of each client, when client ``owner[u]`` has unit u."""
+        clients = owner[self.of_sample]
+        order = np.argsort(clients, kind="stable")
+        return np.split(order, np.searchsorted(clients[order], np.arange(1, num_clients)))
+
+    def smallest_shard(self, owner: Integers, num_clients: int) -> int:
+        """Number of samples of the client that has fewest."""
+        return int(np.bincount(owner, weights=self.sizes, minlength=num_clients).min())
+
+
+def units_of(labels: Integers, groups: Integers | None) -> _Units:
+    """Groups as units, in the order of their numbers; or every sample as a unit of its own."""
+    if groups is None:
+        return _Units(labels, np.ones(len(labels), dtype=np.int64), np.arange(len(labels)))
+    _, of_sample = np.unique(groups, return_inverse=True)
+    counts = np.zeros((of_sample.max(initial=-1) + 1, labels.max(initial=0) + 1), dtype=np.int64)
+    np.add.at(counts, (of_sample, labels), 1)
+    return _Units(counts.argmax(axis=1), counts.sum(axis=1), of_sample)
+
+
+@_PARTITIONS.register("iid")
+def iid(
+    labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None
+) -> Shards:
+    """Uniform partition: numbers of units differ by at most one."""
+    units = _units(labels, num_clients, groups)
+    owner = np.empty(len(units), dtype=np.int64)
+    for client, part in enumerate(np.array_split(generator.permutation(len(units)), num_clients)):
+        owner[part] = client
+    return units.shards(owner, num_clients)
+
+
+@_PARTITIONS.register("dirichlet")
 def dirichlet(
-    labels: Labels, num_clients: int, generator: np.random.Generator, *, alpha: float, minimum: int = 2
+    labels: Integers,
+    num_clients: int,
+    generator: np.random.Generator,
+    *,
+    groups: Integers | None = None,
+    alpha: float = 0.5,
+    minimum: int = MINIMUM,
 ) -> Shards:
     """Label-skewed partition: each class is divided among the clients by a Dirichlet(α) draw.
 
@@ -37,42 +147,229 @@ def dirichlet(
     samples.
 
     Args:
-        labels: (S,) int64.
-        num_clients: N.
-        generator: Source of the proportions and permutations.
+        labels: See ``Partition``.
+        num_clients: See ``Partition``.
+        generator: See ``Partition``.
+        groups: See ``Partition``.
         alpha: Concentration, greater than 0; small is heterogeneous.
         minimum: Smallest shard accepted.
 
     Raises:
-        ValueError: α ≤ 0, more clients than samples, or no acceptable draw in ``MAX_DRAWS``.
+        ValueError: α ≤ 0, fewer units than clients, or no acceptable draw in ``MAX_DRAWS``.
     """
-    if not 0 < alpha < np.inf:
-        raise ValueError(f"alpha must be greater than 0 and finite, got {alpha}")
-    _check_clients(labels, num_clients, minimum)
-    classes = np.unique(labels)
-    counts = np.array([np.sum(labels == c) for c in classes])
-    for _ in range(MAX_DRAWS):
-        proportions = generator.dirichlet(np.full(num_clients, alpha), size=len(classes))
+    _check_alpha(alpha)
+    units = _units(labels, num_clients, groups, minimum)
+    members = [np.flatnonzero(units.labels == c) for c in np.unique(units.labels)]
+    counts = np.array([len(part) for part in members])
+
+    def draw() -> Integers:
+        proportions = generator.dirichlet(np.full(num_clients, alpha), size=len(members))
         cuts = np.rint(np.cumsum(proportions, axis=1) * counts[:, None]).astype(np.int64)
         sizes = np.diff(cuts, axis=1, prepend=0)
-        if sizes.sum(axis=0).min() >= minimum:
-            break
-    else:
-        raise ValueError(
-            f"alpha={alpha} left a client with fewer than {minimum} of {len(labels)} samples in each of {MAX_DRAWS} "
-            f"draws for {num_clients} clients; take a larger alpha, fewer clients or more data"
-        )
-    pieces = [
-        np.split(generator.permutation(np.flatnonzero(labels == c)), cut[:-1])
-        for c, cut in zip(classes, cuts, strict=True)
-    ]
-    return [np.sort(np.concatenate(shard)) for shard in zip(*pieces, strict=True)]
+        owner = np.empty(len(units), dtype=np.int64)
+        for part, size in zip(members, sizes, strict=True):
+            owner[generator.permutation(part)] = np.repeat(np.arange(num_clients), size)
+        return owner
+
+    return _first_acceptable(draw, units, num_clients, minimum, alpha)
 
 
-def _check_clients(labels: Labels, num_clients: int, minimum: int) -> None:
+@_PARTITIONS.register("label_skew")
+def label_skew(
+    labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None, q: float
+) -> Shards:
+    """Each client has a main class: a share q of its samples is of that class, the rest of the others.
+
+    The "label skew 70 % and 90 %" of arXiv 2507.23638, section 4.1. Classes become main classes in proportion to
+    their size, each of at least one client; with fewer clients than classes a client has several. A client is as large
+    as its share of its main class allows. Where one class holds more than half of the units, the rest of it finds no
+    room elsewhere and stays with its own clients, whose share is then above q.
+
+    Args:
+        labels: See ``Partition``.
+        num_clients: See ``Partition``.
+        generator: See ``Partition``.
+        groups: See ``Partition``.
+        q: Share in [0, 1].
+
+    Raises:
+        ValueError: q outside [0, 1], or too few units for a client to get two samples.
+    """
+    if not 0 <= q <= 1:
+        raise ValueError(f"q must be a share in [0, 1], got {q}")
+    units = _units(labels, num_clients, groups)
+    owns = _main_classes(units.labels, num_clients, generator)
+    counts = np.bincount(units.labels, minlength=owns.shape[1])
+    targets = owns @ (counts / np.maximum(owns.sum(axis=0), 1))
+    room = _whole(targets, len(units))
+    owner = np.full(len(units), -1, dtype=np.int64)
+    left: list[Integers] = []
+    for c in np.argsort(-counts, kind="stable"):  # largest first: it has the fewest places outside its own clients
+        members = generator.permutation(np.flatnonzero(units.labels == c))
+        own = np.flatnonzero(owns[:, c])
+        kept = _whole(np.full(len(own), q * len(members) / len(own)), round(q * len(members))) if len(own) else own
+        owner[members[: kept.sum()]] = np.repeat(own, kept)
+        room[own] -= kept
+        left.append(members[kept.sum() :])
+    for members in left:
+        for unit in members:
+            others = np.where(owns[:, units.labels[unit]], -np.inf, room / np.maximum(targets, 1e-9))
+            chosen = int(others.argmax()) if others.max() > 0 else int((room / np.maximum(targets, 1e-9)).argmax())
+            owner[unit] = chosen
+            room[chosen] -= 1
+    return _accept(units, owner, num_clients, f"q={q}")
+
+
+@_PARTITIONS.register("shards")
+def shards(
+    labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None, k: int = 2
+) -> Shards:
+    """Sorts by label, cuts into k·N pieces and gives each client k of them (McMahan et al. 2017, arXiv 1602.05629).
+
+    Args:
+        labels: See ``Partition``.
+        num_clients: See ``Partition``.
+        generator: See ``Partition``.
+        groups: See ``Partition``.
+        k: Pieces a client, at least 1.
+
+    Raises:
+        ValueError: k below 1, or fewer than k·N units.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    units = _units(labels, num_clients, groups)
+    if k * num_clients > len(units):
+        raise ValueError(f"shards of k={k} for {num_clients} clients are more pieces than the {len(units)} there are")
+    shuffled = generator.permutation(len(units))
+    by_label = shuffled[np.argsort(units.labels[shuffled], kind="stable")]
+    owner = np.empty(len(units), dtype=np.int64)
+    pieces = generator.permutation(np.repeat(np.arange(num_clients), k))
+    for client, piece in zip(pieces, np.array_split(by_label, k * num_clients), strict=True):
+        owner[piece] = client
+    return _accept(units, owner, num_clients, f"k={k}")
+
+
+@_PARTITIONS.register("quantity_skew")
+def quantity_skew(
+    labels: Integers,
+    num_clients: int,
+    generator: np.random.Generator,
+    *,
+    groups: Integers | None = None,
+    alpha: float = 0.5,
+    minimum: int = MINIMUM,
+) -> Shards:
+    """Classes alike, sizes not: the shards' sizes are a Dirichlet(α) draw (Li et al. 2022, arXiv 2102.02079).
+
+    Args:
+        labels: See ``Partition``.
+        num_clients: See ``Partition``.
+        generator: See ``Partition``.
+        groups: See ``Partition``.
+        alpha: Concentration, greater than 0; small is unequal.
+        minimum: Smallest shard accepted.
+
+    Raises:
+        ValueError: α ≤ 0, fewer units than clients, or no acceptable draw in ``MAX_DRAWS``.
+    """
+    _check_alpha(alpha)
+    units = _units(labels, num_clients, groups, minimum)
+
+    def draw() -> Integers:
+        cuts = np.rint(np.cumsum(generator.dirichlet(np.full(num_clients, alpha))) * len(units)).astype(np.int64)
+        owner = np.empty(len(units), dtype=np.int64)
+        owner[generator.permutation(len(units))] = np.repeat(np.arange(num_clients), np.diff(cuts, prepend=0))
+        return owner
+
+    return _first_acceptable(draw, units, num_clients, minimum, alpha)
+
+
+@_PARTITIONS.register("by_group")
+def by_group(
+    labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None
+) -> Shards:
+    """Whole groups in random order, each to the client that has fewest samples so far: shards of about equal size.
+
+    Raises:
+        ValueError: There are no groups, or fewer than clients.
+    """
+    if groups is None:
+        raise ValueError("partition 'by_group' needs a data set with groups (patients, subjects); this one has none")
+    units = _units(labels, num_clients, groups)
+    owner = np.empty(len(units), dtype=np.int64)
+    load = np.zeros(num_clients, dtype=np.int64)
+    for unit in generator.permutation(len(units)):
+        owner[unit] = load.argmin()
+        load[owner[unit]] += units.sizes[unit]
+    return _accept(units, owner, num_clients, "by_group")
+
+
+def _units(labels: Integers, num_clients: int, groups: Integers | None, minimum: int = 1) -> _Units:
     if num_clients < 1:
         raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    units = units_of(labels, groups)
+    if groups is not None and num_clients > len(units):
+        raise ValueError(
+            f"{num_clients} clients are more than the {len(units)} groups there are, and a group stays whole; take at "
+            f"most {len(units)} clients"
+        )
     if num_clients * minimum > len(labels):
         raise ValueError(
             f"{num_clients} clients of at least {minimum} samples need more than the {len(labels)} samples there are"
         )
+    return units
+
+
+def _check_alpha(alpha: float) -> None:
+    if not 0 < alpha < np.inf:
+        raise ValueError(f"alpha must be greater than 0 and finite, got {alpha}")
+
+
+def _first_acceptable(
+    draw: Callable[[], Integers], units: _Units, num_clients: int, minimum: int, alpha: float
+) -> Shards:
+    for _ in range(MAX_DRAWS):
+        owner = draw()
+        if units.smallest_shard(owner, num_clients) >= minimum:
+            return units.shards(owner, num_clients)
+    raise ValueError(
+        f"alpha={alpha} left a client with fewer than {minimum} of {units.sizes.sum()} samples in each of {MAX_DRAWS} "
+        f"draws for {num_clients} clients; take a larger alpha, fewer clients or more data"
+    )
+
+
+def _accept(units: _Units, owner: Integers, num_clients: int, setting: str) -> Shards:
+    smallest = units.smallest_shard(owner, num_clients)
+    if smallest < MINIMUM:
+        raise ValueError(
+            f"{setting} leaves a client with {smallest} of {units.sizes.sum()} samples, fewer than {MINIMUM}, for "
+            f"{num_clients} clients; take fewer clients or more data"
+        )
+    return units.shards(owner, num_clients)
+
+
+def _main_classes(labels: Integers, num_clients: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+    """(N, C) bool: which classes are a client's main ones."""
+    counts = np.bincount(labels)
+    present = generator.permutation(np.flatnonzero(counts))
+    owns = np.zeros((num_clients, len(counts)), dtype=np.bool_)
+    if num_clients < len(present):
+        load = np.zeros(num_clients, dtype=np.int64)
+        for c in sorted(present, key=lambda c: -counts[c]):
+            owns[load.argmin(), c] = True
+            load[load.argmin()] += counts[c]
+        return owns
+    clients = np.ones(len(present), dtype=np.int64)
+    for _ in range(num_clients - len(present)):
+        clients[(counts[present] / clients).argmax()] += 1
+    owns[generator.permutation(num_clients), np.repeat(present, clients)] = True
+    return owns
+
+
+def _whole(shares: NDArray[np.float64], total: int) -> Integers:
+    """Whole numbers that add up to ``total`` and are nearest to ``shares`` scaled to it (largest remainder)."""
+    exact = shares * (total / shares.sum()) if shares.sum() > 0 else np.full(len(shares), total / len(shares))
+    whole: Integers = np.floor(exact).astype(np.int64)
+    whole[np.argsort(whole - exact, kind="stable")[: total - whole.sum()]] += 1
+    return whole

@@ -1,6 +1,8 @@
 """The six features of every client, in their fixed order, and their bounded transform that a policy observes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,7 +53,8 @@ class Fingerprinter:
         utility_images: (V, C, H, W).
         utility_labels: (V,) int64.
         num_classes: C.
-        autoencoder: Trained for this federation's data and network; never modified.
+        autoencoder: Gives the one trained for this federation's data and network, which is never modified; asked when
+            the first fingerprint is computed, because a rule that looks at none should not wait for its training.
         shapley: Estimator.
         streams: The episode's random streams.
     """
@@ -62,7 +65,7 @@ class Fingerprinter:
         utility_images: Tensor,
         utility_labels: Tensor,
         num_classes: int,
-        autoencoder: UpdateAutoencoder,
+        autoencoder: Callable[[], UpdateAutoencoder],
         shapley: ShapleyEstimator,
         streams: Streams,
     ) -> None:
@@ -72,8 +75,12 @@ class Fingerprinter:
         self._num_classes = num_classes
         self._shapley = shapley
         self._streams = streams
-        self._autoencoder = autoencoder
+        self._trained_autoencoder = autoencoder
         self._refreshed_at = 0
+
+    @cached_property
+    def _autoencoder(self) -> UpdateAutoencoder:
+        return self._trained_autoencoder()
 
     def __call__(
         self, updates: Tensor, rejected: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int

@@ -89,7 +89,7 @@ class Engine(Protocol):
             images: (R, C, H, W), R at least 2.
 
         Returns:
-            (M, L); differentiable in ``shared``, or a ValueError from an engine that cannot give that gradient.
+            (M, L); differentiable in ``shared``.
         """
         ...
 

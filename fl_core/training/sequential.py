@@ -1,6 +1,8 @@
 """The reference engine: one client after the other, plain PyTorch, any network."""
 
 import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -68,21 +70,41 @@ class SequentialEngine:
         return torch.stack([functional_call(network, row, (images,)) for row in rows])
 
     def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
-        """See ``Engine.reestimate``; raises ValueError where a gradient is wanted, which it would get wrong."""
-        if torch.is_grad_enabled() and (shared.requires_grad or local.requires_grad):
-            raise ValueError("the sequential engine's statistics are not differentiable; use engine='stacked'")
+        """See ``Engine.reestimate``."""
         network = self._network.to(shared.dtype).train()
-        batchnorms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
-        momenta = [module.momentum for module in batchnorms]
         models = self._layout.unpack(shared, local)
         rows = []
         for m in range(len(shared)):
-            # functional_call hands the very tensors of this dict to the modules, which write the statistics into them.
+            # functional_call hands the very tensors of this dict to the modules, which write statistics into them; what
+            # they write has no gradient, so the statistics are taken from the modules' inputs.
             row = {name: value[m].clone() for name, value in models.items()}
-            for module in batchnorms:
-                module.momentum = 1.0
-            functional_call(network, row, (images,))
-            for module, momentum in zip(batchnorms, momenta, strict=True):
-                module.momentum = momentum
-            rows.append(self._layout.pack({name: value[None] for name, value in row.items()})[1][0])
+            with _input_statistics(network) as statistics:
+                functional_call(network, row, (images,))
+            tensors = {name: value[None] for name, value in (row | statistics).items()}
+            rows.append(self._layout.pack(tensors)[1][0])
         return torch.stack(rows)
+
+
+@contextmanager
+def _input_statistics(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """While active, a dict that each BatchNorm's input fills with running statistics as momentum 1 would leave them."""
+    statistics: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            channels_first = inputs[0].transpose(0, 1).flatten(1)
+            variance, mean = torch.var_mean(channels_first, dim=1)
+            statistics.update({f"{name}.running_mean": mean, f"{name}.running_var": variance})
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(keep(name))
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    try:
+        yield statistics
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -63,8 +63,8 @@ _Layer = Callable[[nn.Module, str, _Activation, _Context], _Activation]
 class StackedEngine:
     """Trains all clients at once.
 
-    Needs an ``nn.Sequential`` (nested ones too) of Conv2d without groups, BatchNorm2d, ReLU, MaxPool2d, Flatten and
-    Linear. Add a function to ``_LAYERS`` to teach it another layer.
+    Needs an ``nn.Sequential`` (nested ones too) of Conv2d without groups, BatchNorm, GroupNorm, ReLU, MaxPool2d,
+    Flatten and Linear. Add a function to ``_LAYERS`` to teach it another layer.
 
     Raises:
         ValueError: The network has another structure or another layer.
@@ -77,7 +77,7 @@ class StackedEngine:
             f"{name}.{key}"
             for _, name, module in self._layers
             for key in module.state_dict()
-            if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
+            if isinstance(module, nn.Conv2d | nn.BatchNorm1d | nn.BatchNorm2d | nn.GroupNorm)
         }
         self._trainable = [entry.name for entry in layout.entries if entry.trainable]
         self._anchored = [entry.name for entry in layout.shared if entry.trainable]
@@ -185,8 +185,25 @@ def _conv2d(module: nn.Module, name: str, x: _Activation, context: _Context) -> 
     return _Activation(x.models, maps=maps)
 
 
-def _batchnorm2d(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
-    assert isinstance(module, nn.BatchNorm2d)
+def _batchnorm1d(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
+    """As on feature maps of one pixel."""
+    assert x.vectors is not None
+    maps = x.vectors.transpose(0, 1).flatten(1)[:, :, None, None]
+    normalised = _batchnorm(module, name, _Activation(x.models, maps=maps), context).maps
+    assert normalised is not None
+    return _Activation(x.models, vectors=normalised.view(len(maps), x.models, -1).transpose(0, 1))
+
+
+def _groupnorm(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
+    assert isinstance(module, nn.GroupNorm)
+    assert x.maps is not None
+    maps = x.maps.repeat(1, x.models, 1, 1) if x.common else x.maps
+    weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
+    return _Activation(x.models, maps=F.group_norm(maps, x.models * module.num_groups, weight, bias, module.eps))
+
+
+def _batchnorm(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
+    assert isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d)
     assert x.maps is not None
     maps = x.maps.repeat(1, x.models, 1, 1) if x.common else x.maps
     mean, variance = context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"]
@@ -215,7 +232,7 @@ def _batchnorm2d(module: nn.Module, name: str, x: _Activation, context: _Context
 
 
 def _affine(
-    name: str, module: nn.BatchNorm2d, context: _Context, mean: Tensor, variance: Tensor
+    name: str, module: nn.BatchNorm1d | nn.BatchNorm2d, context: _Context, mean: Tensor, variance: Tensor
 ) -> tuple[Tensor, Tensor]:
     """BatchNorm with given statistics as ``scale · x + shift``, each (M·C,)."""
     # A hostile update may have pushed a shared running variance below zero.
@@ -267,7 +284,9 @@ def _linear(module: nn.Module, name: str, x: _Activation, context: _Context) -> 
 
 _LAYERS: dict[type[nn.Module], _Layer] = {
     nn.Conv2d: _conv2d,
-    nn.BatchNorm2d: _batchnorm2d,
+    nn.BatchNorm1d: _batchnorm1d,
+    nn.BatchNorm2d: _batchnorm,
+    nn.GroupNorm: _groupnorm,
     nn.ReLU: _relu,
     nn.MaxPool2d: _max_pool2d,
     nn.Flatten: _flatten,
@@ -304,7 +323,11 @@ def _sequence(network: nn.Module, prefix: str) -> list[_NamedLayer]:
 def _is_supported(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
         return False
-    if isinstance(module, nn.BatchNorm2d) and not (module.affine and module.track_running_stats and module.momentum):
+    if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not (
+        module.affine and module.track_running_stats and module.momentum
+    ):
+        return False
+    if isinstance(module, nn.GroupNorm) and not module.affine:
         return False
     if isinstance(module, nn.Flatten) and (module.start_dim, module.end_dim) != (1, -1):
         return False

@@ -115,7 +115,7 @@ def test_figures_are_those_of_a_loop_by_hand() -> None:
         local = federation.engine.reestimate(
             federation.shared[None], federation.local[-1:], federation.simulator.images
         )
-        logits = federation.engine.logits(federation.shared[None], local, federation.dataset.images[test])[0]
+        logits = federation.engine.logits(federation.shared[None], local, federation.dataset.images(test))[0]
         labels = federation.dataset.labels[test]
         accuracies.append(float((logits.argmax(dim=1) == labels).double().mean()))
         chosen = -torch.log_softmax(logits.double(), dim=1)[torch.arange(len(labels)), labels]

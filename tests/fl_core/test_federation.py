@@ -167,7 +167,7 @@ def test_clients_train_on_their_own_shards_and_the_server_on_its_reference_half(
     play(built, rounds)
     images = built.dataset.images
     for who, shard in enumerate([*built.shards, built.splits.reference]):
-        own = {fingerprint_of(image) for image in images[shard]}
+        own = {fingerprint_of(image) for image in images(shard)}
         used = {fingerprint_of(image) for round_ in spy.images for image in round_[who].flatten(0, 1)}
         assert used <= own
         # 48 samples a round, drawn anew: after four rounds no small part of a shard is left out by construction.
@@ -180,10 +180,10 @@ def test_no_training_touches_utility_validation_or_test_samples(federation):
     built.engine = spy = Spy(built.engine)
     play(built, 3)
     used = {fingerprint_of(image) for round_ in spy.images for image in round_.flatten(0, 2)}
-    train_side = {fingerprint_of(image) for image in built.dataset.images[built.splits.clients]}
-    train_side |= {fingerprint_of(image) for image in built.dataset.images[built.splits.reference]}
+    train_side = {fingerprint_of(image) for image in built.dataset.images(built.splits.clients)}
+    train_side |= {fingerprint_of(image) for image in built.dataset.images(built.splits.reference)}
     forbidden = torch.cat([built.splits.utility, built.splits.validation, built.splits.test])
-    held = {fingerprint_of(image) for image in built.dataset.images[forbidden]} - train_side
+    held = {fingerprint_of(image) for image in built.dataset.images(forbidden)} - train_side
     assert len(held) > 600
     assert not used & held
 
@@ -238,7 +238,7 @@ def test_the_score_is_the_share_of_that_splits_samples_that_the_model_gets_right
     built.local_round()
     local = built.engine.reestimate(built.shared[None], built.local[-1:], built.simulator.images)
     samples = getattr(built.splits, split)
-    answers = built.engine.logits(built.shared[None], local, built.dataset.images[samples])[0].argmax(dim=1)
+    answers = built.engine.logits(built.shared[None], local, built.dataset.images(samples))[0].argmax(dim=1)
     expected = np.mean(answers.numpy() == built.dataset.labels[samples].numpy())
     score = built.evaluate(torch.zeros(1, built.layout.num_shared), split)
     assert score.accuracy.item() == pytest.approx(expected)
@@ -261,7 +261,7 @@ def test_personalised_accuracy_is_each_clients_own_model_on_its_own_mixture_of_c
     labels = built.dataset.labels[samples].numpy()
     assert result.shape == (10,)
     for i in (0, 4, 9):
-        logits = built.engine.logits(built.shared[None], built.local[i : i + 1], built.dataset.images[samples])[0]
+        logits = built.engine.logits(built.shared[None], built.local[i : i + 1], built.dataset.images(samples))[0]
         right = logits.argmax(dim=1).numpy() == labels
         mine = built.dataset.labels[built.shards[i]].numpy()
         assert result[i].item() == pytest.approx(np.mean([right[labels == y].mean() for y in mine]))
@@ -371,7 +371,7 @@ def test_a_partition_that_cannot_be_drawn_is_refused_at_reset(federation):
 
 
 def test_federations_in_one_process_share_the_pixels(federation):
-    assert federation().dataset.images is federation(num_clients=3).dataset.images is load_dataset("digits").images
+    assert federation().dataset.pixels is federation(num_clients=3).dataset.pixels is load_dataset("digits").pixels
 
 
 def test_the_test_side_is_the_same_for_every_split_seed(federation):

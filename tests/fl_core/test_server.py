@@ -23,7 +23,7 @@ def a_network(seed: int = 0) -> nn.Sequential:
 
 
 def a_server(**changes) -> RootServer:
-    arguments = {"images": DIGITS.images[ROOT], "labels": DIGITS.labels[ROOT], "num_classes": 10}
+    arguments = {"images": DIGITS.images(ROOT), "labels": DIGITS.labels[ROOT], "num_classes": 10}
     return RootServer(a_network(), **{**arguments, **changes})
 
 
@@ -31,7 +31,7 @@ def trained(network: nn.Module, shard: torch.Tensor, generator: torch.Generator)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.15)
     for batch in shard[torch.randperm(len(shard), generator=generator)][:48].split(16):
         optimizer.zero_grad()
-        F.cross_entropy(network(DIGITS.images[batch]), DIGITS.labels[batch]).backward()
+        F.cross_entropy(network(DIGITS.images(batch)), DIGITS.labels[batch]).backward()
         optimizer.step()
 
 
@@ -79,7 +79,7 @@ def test_a_federation_of_plain_modules_learns_and_the_written_network_is_what_wa
     server.write_to(network)
     held = DIGITS.train[700:1000]
     with torch.no_grad():
-        correct = network.eval()(DIGITS.images[held]).argmax(dim=1) == DIGITS.labels[held]
+        correct = network.eval()(DIGITS.images(held)).argmax(dim=1) == DIGITS.labels[held]
     assert correct.double().mean() > 0.8
 
 
@@ -117,7 +117,7 @@ def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
     before = copy.deepcopy(network.state_dict())
     state = torch.get_rng_state()
     views = [
-        RootServer(network, DIGITS.images[ROOT], DIGITS.labels[ROOT], 10, seed=s).view(normal(4, 1874))
+        RootServer(network, DIGITS.images(ROOT), DIGITS.labels[ROOT], 10, seed=s).view(normal(4, 1874))
         for s in (3, 3, 4)
     ]
     assert torch.equal(views[0].fingerprint.raw, views[1].fingerprint.raw)
@@ -129,10 +129,10 @@ def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": DIGITS.images[ROOT][:, 0]}, r"images must be \(R, C, H, W\) float32, got \(60, 8, 8\)"),
-        ({"images": DIGITS.images[ROOT].double()}, "float64"),
+        ({"images": DIGITS.images(ROOT)[:, 0]}, r"images must be \(R, C, H, W\) float32, got \(60, 8, 8\)"),
+        ({"images": DIGITS.images(ROOT).double()}, "float64"),
         ({"labels": DIGITS.labels[ROOT][:5]}, r"labels must be \(60,\) int64, got \(5,\)"),
-        ({"images": DIGITS.images[:3], "labels": DIGITS.labels[:3]}, "at least 4 samples.*got 3"),
+        ({"images": DIGITS.images(ROOT[:3]), "labels": DIGITS.labels[:3]}, "at least 4 samples.*got 3"),
         ({"num_classes": 5}, r"labels must lie in \[0, 5\), got 0 to 9"),
         ({"engine": "nope"}, "'nope'; there are: sequential"),
         ({"shapley": "nope"}, "'nope'; there are: surrogate"),

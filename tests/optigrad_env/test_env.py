@@ -306,6 +306,9 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         "alpha": None,
         "onset": 1,
         "attack_options": {"factor": 2.5},
+        "partition": "label_skew",
+        "partition_options": {"q": 0.7},
+        "feature_shift": 0.5,
     }
     for _ in range(3):
         _, info = env.reset(options=options)

@@ -59,7 +59,8 @@ def test_raw_features_are_their_definitions(played):
     # Efficiency: the Shapley values share out what the mean of the clipped updates gains on the utility half.
     mean = clip_to_median(view.updates).mean(dim=0)
     rows = torch.stack([view.global_model + mean, view.global_model])
-    images, labels = (tensor[built.splits.utility] for tensor in (built.dataset.images, built.dataset.labels))
+    utility = built.splits.utility
+    images, labels = built.dataset.images(utility), built.dataset.labels[utility]
     local = built.engine.reestimate(rows[:1], view.server_local[None], built.simulator.images).expand(2, -1)
     losses = [
         np.mean([-np.log(np.exp(z) / np.exp(z).sum())[y] for z, y in zip(model, labels.tolist(), strict=True)])

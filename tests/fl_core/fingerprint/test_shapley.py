@@ -137,7 +137,7 @@ def game_of(built, clients: int | None = None) -> CoalitionGame:
     mean = view.global_model + updates.mean(dim=0)
     simulator, utility = built.simulator, built.splits.utility
     local = simulator.engine.reestimate(mean[None], view.server_local[None], simulator.images)[0]
-    images, labels = built.dataset.images[utility], built.dataset.labels[utility]
+    images, labels = built.dataset.images(utility), built.dataset.labels[utility]
     return CoalitionGame(built.engine, view.global_model, local, updates, images, labels, 10)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.files import write_atomically, write_json
+from fl_core.files import write_atomically, write_json
 
 
 def test_a_file_is_replaced_as_a_whole_and_nothing_else_is_left(tmp_path: Path) -> None:

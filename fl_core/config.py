@@ -1,0 +1,105 @@
+"""What does not change from episode to episode, as one frozen object and as flat names for command lines."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from fl_core.aggregation.trust import TrustWeighting
+from fl_core.fingerprint import make_shapley
+from fl_core.registry import check_known
+from fl_core.training import LocalTraining, make_objective
+
+Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class FederationConfig:
+    """Everything about a federation that does not change from episode to episode.
+
+    Attributes:
+        dataset: Name of a data set.
+        data_dir: Where its files are; by default ``$OPTIGRAD_DATA``, else the user's cache directory.
+        download: Fetch missing files.
+        dataset_options: What the data set takes, such as ``{"image_size": 32}``; kept as a tuple of pairs.
+        network: Name of a network.
+        network_options: What the network takes, such as ``{"channels": (16, 32), "norm": "group"}``; likewise.
+        num_clients: N.
+        objective: ``fedavg``, ``fedprox``, ``fedbn`` or ``fedbn_prox``.
+        mu: Weight of the proximal term, for the objectives that have one.
+        training: Each client's local work in a round.
+        weighting: How trust becomes an update.
+        engine: Training engine.
+        shapley: Shapley estimator.
+        root: Number of samples that the server owns.
+        validation: Number of samples for reward and model selection.
+        split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
+    """
+
+    dataset: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    dataset_options: Options = ()
+    network: str = "small_cnn"
+    network_options: Options = ()
+    num_clients: int = 10
+    objective: str = "fedbn_prox"
+    mu: float = 0.1
+    training: LocalTraining = field(default_factory=LocalTraining)
+    weighting: TrustWeighting = field(default_factory=TrustWeighting)
+    engine: str = "stacked"
+    shapley: str = "surrogate"
+    root: int = 100
+    validation: int = 200
+    split_seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_clients < 1:
+            raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
+        make_objective(self.objective, self.mu)
+        make_shapley(self.shapley)
+        for name in ("dataset_options", "network_options"):
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        if self.data_dir is not None:
+            object.__setattr__(self, "data_dir", str(self.data_dir))
+
+
+def _frozen(options: Options) -> tuple[tuple[str, Any], ...]:
+    """A mapping as something that can be a key of a cache; lists (from JSON) become tuples."""
+    pairs = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted((name, tuple(value) if isinstance(value, list) else value) for name, value in pairs))
+
+
+_TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
+_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor"}
+
+
+def federation_settings() -> list[str]:
+    """Names that ``configure`` accepts."""
+    plain = [field.name for field in fields(FederationConfig) if field.name not in ("training", "weighting")]
+    return [*plain, *_TRAINING_SETTINGS, *_WEIGHTING_SETTINGS]
+
+
+def configure(**settings: Any) -> FederationConfig:
+    """A configuration from flat names, as environments and command lines give them.
+
+    Args:
+        **settings: Any of ``federation_settings()``: the fields of ``FederationConfig``, with ``local_steps``,
+            ``batch_size``, ``learning_rate``, ``update_clip`` and ``root_anchor`` in place of the nested objects.
+
+    Raises:
+        ValueError: An unknown setting (the message lists what there is), or a value out of range.
+    """
+    check_known("setting", settings, federation_settings())
+
+    def pick(names: dict[str, str]) -> dict[str, Any]:
+        return {field: settings.pop(name) for name, field in names.items() if name in settings}
+
+    training, weighting = LocalTraining(**pick(_TRAINING_SETTINGS)), TrustWeighting(**pick(_WEIGHTING_SETTINGS))
+    return FederationConfig(**settings, training=training, weighting=weighting)
+
+
+def settings_of(config: FederationConfig) -> dict[str, Any]:
+    """The inverse of ``configure``: flat names and values."""
+    settings = {name: getattr(config, name) for name in federation_settings() if hasattr(config, name)}
+    settings |= {name: getattr(config.training, field) for name, field in _TRAINING_SETTINGS.items()}
+    return settings | {name: getattr(config.weighting, field) for name, field in _WEIGHTING_SETTINGS.items()}
