@@ -16,9 +16,10 @@ from tqdm import tqdm
 
 from agents.benchmark import Grid, ResultsFile, policy_label, run
 from agents.deployed import read_card
-from agents.environments import make_env
+from agents.environments import base_env, make_env
 from agents.report import to_markdown, to_picture, to_rich, write_page
 from agents.statistics import summarise
+from fl_core import settings_of
 from fl_core.files import write_atomically, write_json
 from optigrad_env.scenarios import attack_set
 
@@ -47,6 +48,10 @@ class Arguments:
     """Environment whose federation is used."""
     num_clients: int | None = None
     """Clients, by default the environment's."""
+    data_dir: Path | None = None
+    """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
+    download: bool = False
+    """Fetch the data set's files if they are missing."""
     rounds: int = 20
     """Rounds of a run."""
     num_byzantine: int | None = None
@@ -95,11 +100,11 @@ def _grid(arguments: Arguments) -> Grid:
     for name in ("seeds", "workers"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    spec = make_env(arguments.env_id).unwrapped.spec
-    assert spec is not None
-    settings = (
-        {**spec.kwargs} if arguments.num_clients is None else {**spec.kwargs, "num_clients": arguments.num_clients}
-    )
+    given = {"num_clients": arguments.num_clients, "data_dir": arguments.data_dir, "download": arguments.download}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    env = base_env(make_env(arguments.env_id, **given))
+    settings = settings_of(env.federation.config)
+    del settings["split_seed"]  # the benchmark's federations draw root data and initial weights by their own seeds
     return Grid(
         rules=arguments.rules,
         policies=arguments.policies,

@@ -16,7 +16,7 @@ from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, s
 from agents.deployed import save_policy
 from agents.environments import base_env, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run
-from agents.warm_start import WarmStart, warm_start
+from agents.warm_start import RECORDING_MEMORY, WarmStart, warm_start
 from fl_core.registry import check_known
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
@@ -41,6 +41,10 @@ class Arguments:
     """Environments, a process each and with root data of its own each: more are more diverse, not only faster."""
     num_clients: int | None = None
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
+    data_dir: Path | None = None
+    """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
+    download: bool = False
+    """Fetch the data set's files if they are missing."""
     seed: int = 0
     """Seed of everything."""
     run_dir: Path = Path("runs/trust")
@@ -68,7 +72,7 @@ def main(arguments: Arguments) -> int:
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {arguments.seed}")
     torch.set_num_threads(1)
-    federation = {} if arguments.num_clients is None else {"num_clients": arguments.num_clients}
+    federation = _federation(arguments)
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
     evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
@@ -135,12 +139,21 @@ def main(arguments: Arguments) -> int:
     return 0
 
 
+def _federation(arguments: Arguments) -> dict[str, Any]:
+    """What the command line says of the federation; all else is the environment's."""
+    given = {"num_clients": arguments.num_clients, "data_dir": arguments.data_dir, "download": arguments.download}
+    return {name: value for name, value in given.items() if value is not None and value is not False}
+
+
 def _warm_start(model: Any, envs: Any, arguments: Arguments, federation: dict[str, Any]) -> None:
-    settings = WarmStart()
     copies = [
         base_env(make_env(arguments.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
         for i in range(arguments.n_envs)
     ]
+    wanted = WarmStart()
+    settings = wanted.within(RECORDING_MEMORY, 4 * copies[0].config.num_clients * copies[0].layout.num_shared)
+    if settings != wanted:
+        print(f"warm start: {settings.rounds} of {wanted.rounds} rounds, to keep the recordings in a GiB of memory")
     total = settings.rounds + settings.clone_steps + settings.gradient_steps
     with tqdm(total=total, desc="warm start", disable=not arguments.progress) as bar:
         figures = warm_start(model.policy.trust_net, envs, copies, settings, arguments.seed, bar.update)

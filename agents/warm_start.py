@@ -7,7 +7,8 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,26 @@ class WarmStart:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
+
+    def within(self, memory: int, round_size: int) -> "WarmStart":
+        """The same, shortened in proportion if the recorded rounds would not fit into memory; at least 32 rounds.
+
+        Args:
+            memory: Bytes for recordings.
+            round_size: Bytes of one recorded round.
+        """
+        rounds = max(min(self.rounds, memory // round_size), min(self.rounds, 32))
+        share = rounds / self.rounds
+        return replace(
+            self,
+            rounds=rounds,
+            clone_steps=ceil(share * self.clone_steps),
+            gradient_steps=ceil(share * self.gradient_steps),
+        )
+
+
+# All updates of a recorded round are kept: 76 kB for ten clients on digits, 4 MB on 28x28 images.
+RECORDING_MEMORY = 2**30
 
 
 @dataclass(frozen=True, eq=False)

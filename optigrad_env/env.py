@@ -89,6 +89,9 @@ class OptiGradEnv(gym.Env[Observation, Action]):
     ```
 
     - `num_clients`: N. `rounds`: length of an episode.
+    - `data_dir`: where the data set's files are, for the ids that need some; by default `$OPTIGRAD_DATA`, else the
+      user's cache directory. `download=True` fetches MNIST, Fashion-MNIST and CIFAR-10. For
+      `OptiGrad/ImageFolder-v0` it is the folder itself, laid out as `train/CLASS/*.png`.
     - `reward`: name of a term, or a mapping from names to weights.
     - `scenarios`: a `ScenarioDistribution`, or a mapping of its fields.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...

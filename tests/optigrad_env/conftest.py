@@ -1,13 +1,56 @@
-"""Attacks that send what no honest client would, registered for one test only."""
+"""Every registered id with its data in place; and attacks that send what no honest client would."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch import Tensor
 
+import optigrad_env  # noqa: F401  (importing registers)
 from fl_core.attacks import Attack, base, register_attack
+
+# What an id looks for in the data directory; the last two need nothing that is not here.
+FILES = {
+    "OptiGrad/MNIST-v0": "MNIST/raw",
+    "OptiGrad/FashionMNIST-v0": "FashionMNIST/raw",
+    "OptiGrad/CIFAR10-v0": "cifar-10-batches-py",
+    "OptiGrad/AlzheimerMRI-v0": "alzheimer_mri",
+    "OptiGrad/ChestXray-v0": "chest_xray",
+    "OptiGrad/ImageFolder-v0": None,
+    "OptiGrad/Digits-v0": None,
+}
+
+
+@pytest.fixture(scope="session")
+def folder_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """scikit-learn's digits as anybody's folder of images: ``train/CLASS/*.png``."""
+    folder = tmp_path_factory.mktemp("digits")
+    images, labels = load_digits(return_X_y=True)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / "train" / str(label) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((16 * image.clip(0, 15)).astype(np.uint8).reshape(8, 8)).save(path)
+    return folder
+
+
+@pytest.fixture(params=sorted(name for name in gym.registry if name.startswith("OptiGrad/")))
+def env_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, folder_of_digits: Path) -> str:
+    """A registered id that ``gym.make`` can make; skipped where its files are not there."""
+    name: str = request.param
+    if name == "OptiGrad/ImageFolder-v0":
+        monkeypatch.setenv("OPTIGRAD_DATA", str(folder_of_digits))
+    elif FILES[name] is not None:
+        directory = os.environ.get("OPTIGRAD_DATA")
+        if directory is None or not (Path(directory) / FILES[name]).exists():
+            pytest.skip(f"{name} needs {FILES[name]} in $OPTIGRAD_DATA, which is {directory or 'not set'}")
+    return name
 
 
 @dataclass(frozen=True)

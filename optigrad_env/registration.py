@@ -1,0 +1,33 @@
+"""The environment ids and what each has for defaults. Everything can be overridden in ``gym.make``."""
+
+from typing import Any
+
+import gymnasium
+
+_ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
+
+# Lists, not tuples: an id's arguments must survive JSON. Step sizes and lengths were chosen on validation data, without
+# attack (docs/data.md).
+_CNN_28: dict[str, Any] = {
+    "network_options": {"channels": [16, 32], "hidden": 64},
+    "local_steps": 5,
+    "batch_size": 32,
+    "learning_rate": 0.1,
+}
+_CNN_32_OF_FOLDER = {**_CNN_28, "dataset_options": {"image_size": 32}}
+
+ENVIRONMENTS: dict[str, dict[str, Any]] = {
+    "OptiGrad/Digits-v0": {"dataset": "digits"},
+    "OptiGrad/MNIST-v0": {"dataset": "mnist", **_CNN_28},
+    "OptiGrad/FashionMNIST-v0": {"dataset": "fashion_mnist", **_CNN_28},
+    "OptiGrad/CIFAR10-v0": {"dataset": "cifar10", **_CNN_28},
+    "OptiGrad/AlzheimerMRI-v0": {"dataset": "alzheimer_mri", **_CNN_32_OF_FOLDER},
+    "OptiGrad/ChestXray-v0": {"dataset": "chest_xray", **_CNN_32_OF_FOLDER},
+    "OptiGrad/ImageFolder-v0": {"dataset": "image_folder", **_CNN_32_OF_FOLDER},
+}
+
+
+def register_environments() -> None:
+    """Registers every id with Gymnasium."""
+    for env_id, kwargs in ENVIRONMENTS.items():
+        gymnasium.register(env_id, entry_point=_ENTRY_POINT, kwargs=kwargs)
