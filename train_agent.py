@@ -35,7 +35,7 @@ class Arguments:
     algo: str = "ppo"
     """Algorithm; ppo is the only one yet."""
     timesteps: int = 20_000
-    """Federated rounds to learn from, over all environments, rounded up to whole rollouts of about 512; those of the
+    """Federated rounds to learn from, over all environments, rounded up to whole rollouts of at most 512; those of the
     warm start are extra."""
     n_envs: int = 2
     """Environments, a process each and with root data of its own each: more are more diverse, not only faster."""
@@ -90,6 +90,7 @@ def main(arguments: Arguments) -> int:
             arguments.algo,
             envs,
             seed=arguments.seed,
+            timesteps=arguments.timesteps,
             warm_started=arguments.warm_start,
             tensorboard=tensorboard,
         )

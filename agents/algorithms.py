@@ -30,18 +30,26 @@ _PPO_AFTER_WARM_START: dict[str, Any] = {
 }
 
 
-def _ppo(env: VecEnv, *, seed: int, warm_started: bool, tensorboard: Path | None) -> PPO:
+# Steps of a rollout over all environments, and about as many samples in a minibatch.
+_ROLLOUT, _MINIBATCH = 512, 128
+
+
+def _ppo(env: VecEnv, *, seed: int, timesteps: int, warm_started: bool, tensorboard: Path | None) -> PPO:
     """PPO (Schulman et al. 2017, arXiv 1707.06347) for a reward without carry-over.
 
     The oracle gap of a round says all there is to say about its action, so the discount is 0.
     """
+    # A run shorter than a rollout is one rollout; minibatches are of one size, which Stable-Baselines3 asks for.
+    steps = max(min(_ROLLOUT, timesteps) // env.num_envs, 8)
+    minibatches = max(steps * env.num_envs // _MINIBATCH, 1)
+    steps -= steps % minibatches
     return PPO(
         AttentionPolicy,
         env,
         gamma=0.0,
         gae_lambda=1.0,
-        n_steps=max(512 // env.num_envs, 8),
-        batch_size=128,
+        n_steps=steps,
+        batch_size=steps * env.num_envs // minibatches,
         seed=seed,
         device="cpu",
         tensorboard_log=str(tensorboard) if tensorboard else None,
@@ -59,7 +67,13 @@ def algorithm_names() -> list[str]:
 
 
 def make_algorithm(
-    name: str, env: VecEnv, *, seed: int, warm_started: bool = False, tensorboard: Path | None = None
+    name: str,
+    env: VecEnv,
+    *,
+    seed: int,
+    timesteps: int = _ROLLOUT,
+    warm_started: bool = False,
+    tensorboard: Path | None = None,
 ) -> Any:
     """Builds an algorithm with its defaults for this environment.
 
@@ -67,6 +81,7 @@ def make_algorithm(
         name: One of ``algorithm_names()``.
         env: Training environments.
         seed: Seed of the algorithm.
+        timesteps: Length of the run.
         warm_started: The policy will be warm-started, so that the algorithm refines it.
         tensorboard: Directory for its curves.
 
@@ -74,7 +89,7 @@ def make_algorithm(
         ValueError: Unknown name.
     """
     check_known("algorithm", [name], _ALGORITHMS)
-    return _ALGORITHMS[name](env, seed=seed, warm_started=warm_started, tensorboard=tensorboard)
+    return _ALGORITHMS[name](env, seed=seed, timesteps=timesteps, warm_started=warm_started, tensorboard=tensorboard)
 
 
 def load_algorithm(name: str, path: Path, env: VecEnv) -> Any:

@@ -1,6 +1,6 @@
 """Networks, and the mapping between their tensors and flat vectors."""
 
-from fl_core.models.networks import make_network, network_names
+from fl_core.models.networks import make_network, network_names, register_network
 from fl_core.models.parameters import ParameterLayout
 
-__all__ = ["ParameterLayout", "make_network", "network_names"]
+__all__ = ["ParameterLayout", "make_network", "network_names", "register_network"]
