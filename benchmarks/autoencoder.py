@@ -37,7 +37,7 @@ class Arguments:
     """Federations, each with root data, initial weights and partition of its own."""
     alphas: tuple[float, ...] = (0.1, 0.5)
     """Dirichlet concentrations."""
-    rounds: int = 61
+    rounds: int = 60
     """Length of a run."""
     out: Path = Path("results/autoencoder.csv")
     """Where the table goes."""
@@ -90,11 +90,9 @@ def run(seed: int, alpha: float, rounds: int) -> list[Scored]:
         noise *= (view.updates.norm(dim=1) / noise.norm(dim=1))[:, None]
         both = torch.cat([view.updates, noise])
         started = time.perf_counter()
-        errors = fingerprinter.reconstruction_error(
-            both, view.global_model, view.reference, view.server_local, round_
-        )
+        errors = fingerprinter.reconstruction_error(both, view.global_model, view.reference, view.server_local, round_)
         seconds = time.perf_counter() - started
-        typical = float(fingerprinter._autoencoder.typical_error)
+        typical = float(fingerprinter.typical_error)
         scored.append(Scored(errors[: len(noise)] / typical, errors[len(noise) :] / typical, typical, seconds))
         federation.apply(view.updates.mean(dim=0))
     return scored

@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Buckets of the random projection that ``measure`` takes along; chunks are whole multiples of it.
 SKETCH = 256
-# Elements of a chunk, 5 MiB with its buffers. Half as many were measured 10 % slower, a sixteenth as many twice as slow.
+# Elements of a chunk, 5 MiB with its buffers: half as many are 10 % slower, a sixteenth as many twice as slow.
 _CHUNK = 2**18
 
 
@@ -179,7 +179,7 @@ def _fold_by(signs: Tensor) -> _Term:
     def term(chunk: _Chunk) -> Tensor:
         signed = torch.mul(chunk.exact, signs[chunk.columns], out=chunk.spare64)
         whole = signed.shape[1] // SKETCH * SKETCH
-        folded = signed[:, :whole].unflatten(1, (-1, SKETCH)).sum(dim=1)
+        folded: Tensor = signed[:, :whole].unflatten(1, (-1, SKETCH)).sum(dim=1)
         folded[:, : signed.shape[1] - whole] += signed[:, whole:]
         return folded
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import comb, exp, log
 
@@ -10,7 +11,7 @@ from scipy.stats import spearmanr
 
 from fl_core import Scenario
 from fl_core.fingerprint import CoalitionGame, make_shapley, shapley_names
-from fl_core.fingerprint.geometry import clip_to_median
+from fl_core.fingerprint.geometry import clip_factors, clip_to_median, median, norms
 from fl_core.fingerprint.shapley import ExactShapley, PermutationShapley, quadratic_shapley
 
 quick = settings(deadline=None, max_examples=40)
@@ -125,7 +126,8 @@ def test_the_closed_form_equals_the_enumeration_of_the_quadratic_game(n, scale, 
         m[list(coalition)] = 1 / len(coalition)
         return constant - b @ m - m @ q @ m / 2
 
-    result = quadratic_shapley(*(torch.from_numpy(np.asarray(x, dtype=np.float64)) for x in (b, q, constant, empty)))
+    parts = (b, q.diagonal(), q.sum(axis=1), constant, empty)
+    result = quadratic_shapley(*(torch.from_numpy(np.array(x, dtype=np.float64)) for x in parts))
     np.testing.assert_allclose(result.numpy(), by_subsets(n, value), atol=1e-9 * (1 + scale))
     assert result.sum().item() == pytest.approx(value(range(n)) - empty, abs=1e-9 * (1 + scale))
 
@@ -133,12 +135,20 @@ def test_the_closed_form_equals_the_enumeration_of_the_quadratic_game(n, scale, 
 def game_of(built, clients: int | None = None) -> CoalitionGame:
     """The real game of a federation's present round, among its first so many clients."""
     view = built.local_round().view
-    updates = clip_to_median(view.updates[:clients])
-    mean = view.global_model + updates.mean(dim=0)
-    simulator, utility = built.simulator, built.splits.utility
-    local = simulator.engine.reestimate(mean[None], view.server_local[None], simulator.images)[0]
-    images, labels = built.dataset.images[utility], built.dataset.labels[utility]
-    return CoalitionGame(built.engine, view.global_model, local, updates, images, labels, 10)
+    updates = view.updates[:clients]
+    lengths = norms(updates)
+    utility = built.splits.utility
+    return CoalitionGame(
+        engine=built.engine,
+        shared=view.global_model,
+        local=view.server_local,
+        updates=updates,
+        clip=clip_factors(lengths, median(lengths)),
+        reference_images=built.simulator.images,
+        images=built.dataset.images[utility],
+        labels=built.dataset.labels[utility],
+        num_classes=10,
+    )
 
 
 def test_the_value_of_a_coalition_is_the_capped_utility_of_its_mean_update(federation):
@@ -147,9 +157,11 @@ def test_the_value_of_a_coalition_is_the_capped_utility_of_its_mean_update(feder
     members = torch.rand(20, 10, generator=generator()) < 0.4
     members[0], members[1] = False, True
     for row, value in zip(members, game.values(members).tolist(), strict=True):
-        chosen = game.updates.numpy()[row.numpy()]
+        chosen = clip_to_median(game.updates).numpy()[row.numpy()]
         offset = chosen.mean(axis=0) if len(chosen) else np.zeros(game.updates.shape[1], dtype=np.float32)
-        logits = built.engine.logits((game.shared + torch.from_numpy(offset))[None], game.local[None], game.images)[0]
+        logits = built.engine.logits(
+            (game.shared + torch.from_numpy(offset))[None], game.statistics[None], game.images
+        )[0]
         losses = []
         for output, label in zip(logits.double().numpy(), game.labels.tolist(), strict=True):
             top = output.max()
@@ -160,9 +172,7 @@ def test_the_value_of_a_coalition_is_the_capped_utility_of_its_mean_update(feder
 
 def test_a_blown_up_coalition_is_worth_the_cap_and_not_nan(federation):
     game = game_of(federation())
-    broken = CoalitionGame(
-        game.engine, game.shared, game.local, game.updates * 1e38, game.images, game.labels, game.num_classes
-    )
+    broken = replace(game, updates=game.updates * 1e38)
     values = broken.values(torch.ones(1, 10, dtype=torch.bool))
     assert -2 * log(10) - 1e-9 <= values.item() < 0
     for name in ("surrogate", "permutation"):
@@ -172,7 +182,7 @@ def test_a_blown_up_coalition_is_worth_the_cap_and_not_nan(federation):
 @pytest.mark.parametrize("name", shapley_names())
 def test_clients_that_send_the_same_are_worth_the_same(federation, name):
     game = game_of(federation(), clients=5)
-    game.updates[3] = game.updates[1]
+    game.updates[3], game.clip[3] = game.updates[1], game.clip[1]
     values = make_shapley(name)(game, generator())
     assert values.shape == (5,)
     assert values.dtype == torch.float64
