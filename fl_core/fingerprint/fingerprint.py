@@ -94,14 +94,18 @@ class Fingerprinter:
             local: (L,) the server's BatchNorm after its reference training.
             round_: Round number from 0.
         """
-        raw = torch.tensor(_WORST_RAW, dtype=torch.float64).repeat(len(updates), 1)
-        observation = torch.tensor(_WORST_OBSERVATION, dtype=torch.float32).repeat(len(updates), 1)
-        if not bool(rejected.all()):
-            # Picking rows copies them, which at millions of parameters is worth avoiding.
-            accepted = updates[~rejected] if bool(rejected.any()) else updates
-            raw[~rejected] = self._raw(accepted, shared, reference, local, round_)
-            observation[~rejected] = self._observe(raw[~rejected]).to(torch.float32)
-        return Fingerprint(raw, observation)
+        if bool(rejected.all()):
+            return Fingerprint(
+                _among_rejected(torch.empty(0, 6, dtype=torch.float64), _WORST_RAW, rejected),
+                _among_rejected(torch.empty(0, 6), _WORST_OBSERVATION, rejected),
+            )
+        # Picking rows copies them, which at millions of parameters is worth avoiding.
+        accepted = updates[~rejected] if bool(rejected.any()) else updates
+        raw = self._raw(accepted, shared, reference, local, round_)
+        observation = self._observe(raw).to(torch.float32)
+        return Fingerprint(
+            _among_rejected(raw, _WORST_RAW, rejected), _among_rejected(observation, _WORST_OBSERVATION, rejected)
+        )
 
     def reconstruction_error(
         self, updates: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int
@@ -131,10 +135,9 @@ class Fingerprinter:
 
     def _raw(self, updates: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int) -> Tensor:
         """(A, 6) float64; the norms, and the pass over memory that takes them, are shared by all features."""
-        scale = geometry.norms(reference[None])
-        self._refresh_if_due(shared, local, scale, round_)
         measured = geometry.measure(updates, reference, self._autoencoder.signs)
-        sketches = in_units(measured.folded, measured.norms, scale)
+        self._refresh_if_due(shared, local, measured.reference_norm, round_)
+        sketches = in_units(measured.folded, measured.norms, measured.reference_norm)
         return torch.stack(
             [
                 self._autoencoder.error(sketches).double(),
@@ -169,6 +172,15 @@ class Fingerprinter:
             ],
             dim=1,
         )
+
+
+def _among_rejected(values: Tensor, worst: tuple[float, ...], rejected: Tensor) -> Tensor:
+    """Rows (A, 6) of the accepted clients and the worst row for the rejected ones: (N, 6)."""
+    if len(values) == len(rejected):
+        return values
+    rows = torch.tensor(worst, dtype=values.dtype).repeat(len(rejected), 1)
+    rows[~rejected] = values
+    return rows
 
 
 def _log_ratio(values: Tensor, typical: Tensor) -> Tensor:

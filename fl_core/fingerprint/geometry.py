@@ -50,6 +50,7 @@ class Geometry:
         peer_cosine: (N,), feature 2.
         sign_agreement: (N,), feature 4.
         folded: (N, 256), signed fold, see ``fold``.
+        reference_norm: (1,), the reference's own length.
     """
 
     norms: Tensor
@@ -57,6 +58,7 @@ class Geometry:
     peer_cosine: Tensor
     sign_agreement: Tensor
     folded: Tensor
+    reference_norm: Tensor
 
 
 def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> Geometry:
@@ -70,13 +72,14 @@ def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> Geometry:
     energy, product, agreeing, folded = _sums(
         updates, [_energy, _product_with(reference), _agreeing_with(reference), _fold_by(signs)]
     )
-    lengths = energy.sqrt()
+    lengths, reference_norm = energy.sqrt(), norms(reference[None])
     return Geometry(
         norms=lengths,
-        root_cosine=_cosine(product, lengths, norms(reference[None])),
+        root_cosine=_cosine(product, lengths, reference_norm),
         peer_cosine=_peer_cosine(updates, lengths),
         sign_agreement=_share(agreeing, reference),
         folded=folded,
+        reference_norm=reference_norm,
     )
 
 

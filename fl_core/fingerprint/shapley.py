@@ -217,37 +217,46 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor,
         (N,) float64.
     """
     n = len(slope)
-    alone = constant - slope - own / 2 - empty
-    if n == 1:
-        return alone
-    others_slope = (slope.sum() - slope) / (n - 1)
-    with_others = (row - own) / (n - 1)
-    others_own = (own.sum() - own) / (n - 1)
-    pairs = (n - 1) * (n - 2)
-    others_pairs = (row.sum() - 2 * row + own - (own.sum() - own)) / pairs if pairs else torch.zeros_like(own)
-    reach, *weights = _expected_weights(n)
-    curvature = sum(w * q for w, q in zip(weights, (own, with_others, others_own, others_pairs), strict=True))
-    return alone / n - (slope - others_slope) * (reach / n) - curvature / (2 * n)
+    weights = _quadratic_weights(n)
+    common = (constant - empty) / n - weights.slopes * slope.sum()
+    common = common - weights.owns * own.sum() - weights.rows * row.sum()
+    return common - weights.slope * slope - weights.own * own - weights.row * row
+
+
+@dataclass(frozen=True)
+class _QuadraticWeights:
+    """What each part of the quadratic game weighs in a Shapley value among n clients; plurals are sums over all."""
+
+    slope: float
+    slopes: float
+    own: float
+    owns: float
+    row: float
+    rows: float
 
 
 @lru_cache(maxsize=256)
-def _expected_weights(n: int) -> tuple[float, float, float, float, float]:
-    """What the four averages weigh in the sum of the marginals of joining t = 1 ... n − 1 others.
+def _quadratic_weights(n: int) -> _QuadraticWeights:
+    """Sums the expected marginals of joining t = 0 ... n − 1 others.
 
-    With ``inside`` what t others have among themselves, a marginal is −(bᵢ − b̄)/(t + 1) and minus half of
-    (Qᵢᵢ + 2t·Q̄ᵢⱼ + inside)/(t + 1)² − inside/t².
+    With Q̄ᵢⱼ the mean over the others j, and ``inside`` what t others have among themselves, t·Q̄ⱼⱼ + t(t − 1)·Q̄ⱼₖ,
+    a marginal is −(bᵢ − b̄ⱼ)/(t + 1) and minus half of (Qᵢᵢ + 2t·Q̄ᵢⱼ + inside)/(t + 1)² − inside/t².
     """
     t = torch.arange(1, n, dtype=torch.float64)
     after, before = 1 / (t + 1).square(), 1 / t.square()
-    sums = (
-        (t + 1).reciprocal(),
-        after,
-        2 * t * after,
-        t * (after - before),
-        t * (t - 1) * (after - before),
+    reach = float((1 / (t + 1)).sum())
+    alone = 1 + float(after.sum())
+    with_others = float((2 * t * after).sum()) / max(n - 1, 1)
+    others_own = float((t * (after - before)).sum()) / max(n - 1, 1)
+    others_pairs = float((t * (t - 1) * (after - before)).sum()) / max((n - 1) * (n - 2), 1)
+    return _QuadraticWeights(
+        slope=(1 + reach + reach / max(n - 1, 1)) / n,
+        slopes=-reach / max(n - 1, 1) / n,
+        own=(alone - with_others - others_own + 2 * others_pairs) / (2 * n),
+        owns=(others_own - others_pairs) / (2 * n),
+        row=(with_others - 2 * others_pairs) / (2 * n),
+        rows=others_pairs / (2 * n),
     )
-    first, second, third, fourth, fifth = (float(values.sum()) for values in sums)
-    return first, second, third, fourth, fifth
 
 
 _ESTIMATORS: dict[str, Callable[[], ShapleyEstimator]] = {
