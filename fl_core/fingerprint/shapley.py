@@ -154,49 +154,53 @@ class PermutationShapley:
 
 @dataclass(frozen=True)
 class SurrogateShapley:
-    """Closed-form Shapley values of a quadratic surrogate of the game: N + 2 forward passes, no sampling.
+    """Closed-form Shapley values of a surrogate of the game: N + 2 forward passes, no sampling.
 
-    A coalition's logits are taken as the mean of its members' logit changes around the grand coalition; then the
-    cross-entropy to second order is a quadratic function of that mean, and the expected marginals have a closed form
-    in O(N).
-
-    Attributes:
-        step: Share of the way from the mean update to a client's own at which its logit change is measured.
+    The values of nobody, of everybody and of each client alone are exact. In between a coalition's logits are taken as
+    the mean of its members' logit changes around the grand coalition; then the cross-entropy to second order is a
+    quadratic function of that mean, and the expected marginals have a closed form in O(N).
     """
-
-    step: float = 0.25
 
     def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
         """See ``ShapleyEstimator``."""
-        logits = game.logits(self._probes(game)).double().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-        change = (logits[2:] - logits[1]).div_(self.step)
+        logits = game.logits(self._probes(game)).double()
+        empty, grand, *_ = values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
+        slope, variance = self._expansion(game, logits.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+        shapley = quadratic_shapley(slope, variance, torch.zeros_like(slope), grand, empty)
+        return shapley + singles_shapley(values[2:] - (grand - slope - variance / 2))
+
+    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative (N,) of the loss of the grand coalition along each client's logit change."""
         # The changes of all members add up to none, as their offsets do: so the values share out the whole gain.
-        change -= change.mean(dim=0)
-        likelihood = logits[:2].log_softmax(dim=-1)
-        truth = F.one_hot(game.labels, logits.shape[-1])
-        losses = -(likelihood * truth).sum(dim=-1)
-        probability = likelihood[1].exp()
+        change = logits[2:] - logits[2:].mean(dim=0)
+        likelihood = logits[1].log_softmax(dim=-1)
+        probability, truth = likelihood.exp(), F.one_hot(game.labels, logits.shape[-1])
         # A sample at its cap contributes a constant.
-        counted = (losses[1] < game.cap) / len(game.labels)
+        counted = (-(likelihood * truth).sum(dim=-1) < game.cap) / len(game.labels)
         slope = change.flatten(1) @ (counted[:, None] * (probability - truth)).flatten()
         # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p. As the
         # changes add up to none, so do Q's rows, and the rest of Q is not needed.
         weighted = probability * change
         variance = (weighted * change).sum(dim=-1) - weighted.sum(dim=-1).square()
-        empty, grand = -losses.clamp_max(game.cap).mean(dim=1)
-        own = variance @ counted.double()
-        return quadratic_shapley(slope, own, torch.zeros_like(own), grand, empty)
+        return slope, variance @ counted.double()
 
     def _probes(self, game: CoalitionGame) -> Iterator[Tensor]:
-        """The models w, w + ū and w + ū + step·(Δᵢ − ū) for each client, in pieces."""
-        mean = game.mean_update
-        ends = torch.stack([game.shared, game.shared + mean])
-        centre = game.shared + (1 - self.step) * mean
-        shares = game.pieces((self.step * game.clip).to(mean.dtype)[:, None])
-        for updates, share in zip(game.updates.split(len(shares[0])), shares, strict=True):
-            models = torch.addcmul(centre, updates, share)
+        """The models w, w + ū and w + clip(Δᵢ) for each client, in pieces."""
+        ends = torch.stack([game.shared, game.shared + game.mean_update])
+        factors = game.pieces(game.clip.to(ends.dtype)[:, None])
+        for updates, factor in zip(game.updates.split(len(factors[0])), factors, strict=True):
+            models = torch.addcmul(game.shared, updates, factor)
             yield torch.cat([ends, models]) if len(ends) else models
             ends = ends[:0]
+
+
+def singles_shapley(values: Tensor) -> Tensor:
+    """Shapley values (N,) of a game in which only coalitions of one client are worth something, ``values`` (N,).
+
+    A client brings its own value when it comes first, and takes away the other's when it comes second.
+    """
+    n = len(values)
+    return values if n == 1 else (values - (values.sum() - values) / (n - 1)) / n
 
 
 def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
