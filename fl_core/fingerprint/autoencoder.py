@@ -3,17 +3,14 @@
 Encoder 512-256-128 and latent 64 on a 256-dimensional random projection: the sizes of arXiv 2507.23638, section 3.3.
 """
 
-import copy
 from itertools import pairwise
-from typing import Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from fl_core.fingerprint.geometry import clip_to
+from fl_core.fingerprint import geometry
+from fl_core.fingerprint.geometry import SKETCH
 
-SKETCH = 256
 _HIDDEN = (512, 256, 128)
 _LATENT = 64
 # The sketch of an update as long as the reference has coordinates of about 1/√256; the network likes them near 1.
@@ -21,8 +18,12 @@ _GAIN = SKETCH**0.5
 # Longer updates are cut to this many times the reference: beyond, squares overflow and the relative error is the same.
 _FAR = 1e6
 _KL_WEIGHT = 1e-3
-_LEARNING_RATE = 1e-3
+# Small, as training begins at the optimum of the linear network.
+_LEARNING_RATE = 1e-4
 _BATCH = 64
+# Variance of a direction at which its code may as well be half noise: the loss of noise s² is variance·s²/256 plus
+# _KL_WEIGHT·½(s² − log s²), smallest at s² = 1/(1 + variance/_WORTH).
+_WORTH = SKETCH * _KL_WEIGHT / 2
 
 
 class UpdateAutoencoder(nn.Module):
@@ -30,7 +31,7 @@ class UpdateAutoencoder(nn.Module):
 
     Args:
         num_parameters: P.
-        generator: Source of the random projection and of the initial weights.
+        generator: Source of the random projection.
     """
 
     signs: Tensor
@@ -38,32 +39,71 @@ class UpdateAutoencoder(nn.Module):
 
     def __init__(self, num_parameters: int, generator: torch.Generator) -> None:
         super().__init__()
-        padded = -(-num_parameters // SKETCH) * SKETCH
-        signs = torch.randint(0, 2, (padded,), generator=generator) * 2.0 - 1.0
-        self.register_buffer("signs", signs)
+        self.register_buffer("signs", torch.randint(0, 2, (num_parameters,), generator=generator) * 2.0 - 1.0)
         self.register_buffer("typical_error", torch.ones(()))
-        self.encoder = _dense(SKETCH, *_HIDDEN, generator=generator)
-        self.latent = _linear(_HIDDEN[-1], 2 * _LATENT, generator)
-        self.decoder = nn.Sequential(
-            _dense(_LATENT, *reversed(_HIDDEN), generator=generator), _linear(_HIDDEN[0], SKETCH, generator)
-        )
+        self.encoder = _dense(SKETCH, *_HIDDEN)
+        self.latent = _linear(_HIDDEN[-1], 2 * _LATENT)
+        self.decoder = nn.Sequential(_dense(_LATENT, *reversed(_HIDDEN)), _linear(_HIDDEN[0], SKETCH))
 
     def sketch(self, updates: Tensor, scale: Tensor) -> Tensor:
-        """Random projection of updates in units of ``scale``: (N, P) to (N, 256).
+        """Random projection of updates in units of ``scale``: (N, P) to (N, 256), see ``geometry.fold``."""
+        return in_units(geometry.fold(updates, self.signs), geometry.norms(updates), scale)
 
-        A signed fold: random signs, then the sum of every 256th coordinate (a count sketch, Charikar et al. 2002, with
-        strided buckets). It preserves norms and cosines in expectation, in one pass and without a dense matrix.
+    def fit(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
+        """Trains on sketches of honest updates (M, 256); deterministic for a generator.
+
+        Adam begins at the optimum of the *linear* VAE, which is known: the principal directions (Lucas et al. 2019,
+        "Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse"). From random weights it did not come
+        near to it, with the few hundred updates that a server can afford to simulate: it answered zero.
         """
-        scale = scale.clamp_min(torch.finfo(torch.float32).tiny)
-        updates = clip_to(updates, _FAR * scale)
-        padding = len(self.signs) - updates.shape[1]
-        signed = F.pad(updates, (0, padding)) * self.signs
-        folded = signed.view(len(updates), -1, SKETCH).sum(dim=1)
-        return folded / scale
+        self._start_linear(sketches)
+        self._descend(sketches, steps, generator)
+
+    @torch.no_grad()
+    def calibrate(self, sketches: Tensor) -> None:
+        """Sets ``typical_error`` to the median error on honest sketches that ``fit`` has not seen."""
+        self.typical_error.copy_(geometry.median(self.error(sketches)))
+
+    @torch.no_grad()
+    def error(self, sketches: Tensor) -> Tensor:
+        """``‖x − VAE(x)‖² / ‖x‖²``, with the mean of the latent code: (N, 256) to (N,); 0 for a zero update."""
+        x = _GAIN * sketches
+        mean, _ = self._encode(x)
+        energy = x.square().sum(dim=1)
+        error = (self.decoder(mean) - x).square().sum(dim=1)
+        return torch.where(energy > 0, error / energy.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+
+    @torch.no_grad()
+    def _start_linear(self, sketches: Tensor) -> None:
+        """Writes the linear VAE's optimum into the weights: code k is the k-th principal direction, whitened.
+
+        A layer of 2n ReLUs carries n numbers unchanged, as their positive and negative parts: with hidden layers of
+        512, 256 and 128 the first 256, 128 and 64 directions. Such a network is homogeneous: it knows an update at any
+        length, and honest updates do shrink along a run.
+        """
+        x = (_GAIN * sketches).double()
+        variance, directions = torch.linalg.eigh(x.T @ x / len(x))
+        variance = variance.flip(0)[:_LATENT].clamp_min(_WORTH / 10).float()
+        directions = directions.flip(1).T.float()
+        deviation = variance.sqrt()[:, None]
+
+        encoder, decoder = _linear_layers(self.encoder), _linear_layers(self.decoder)
+        for layer in [*encoder, self.latent, *decoder]:
+            layer.bias.zero_()
+        encoder[0].weight.copy_(torch.cat([directions, -directions]))
+        for layer in encoder[1:]:
+            layer.weight.copy_(_carry(layer))
+        first = torch.cat([torch.eye(_LATENT), -torch.eye(_LATENT)])
+        self.latent.weight.zero_()
+        self.latent.weight[:_LATENT] = first.T / deviation
+        self.latent.bias[_LATENT:] = -(1 + variance / _WORTH).log()
+        decoder[0].weight.copy_(first * deviation.T)
+        for layer in decoder[1:-1]:
+            layer.weight.copy_(_carry(layer))
+        decoder[-1].weight.copy_(torch.cat([directions, -directions]).T)
 
     @torch.enable_grad()
-    def fit(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
-        """Trains on sketches of honest updates (M, 256) by Adam; deterministic for a generator."""
+    def _descend(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
         optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE)
         for _ in range(steps):
             x = _GAIN * sketches[torch.randint(0, len(sketches), (_BATCH,), generator=generator)]
@@ -76,42 +116,41 @@ class UpdateAutoencoder(nn.Module):
             loss.backward()
             optimizer.step()
 
-    @torch.no_grad()
-    def calibrate(self, sketches: Tensor) -> None:
-        """Sets ``typical_error`` to the median error on honest sketches that ``fit`` has not seen."""
-        self.typical_error.copy_(self.error(sketches).median())
-
-    @torch.no_grad()
-    def error(self, sketches: Tensor) -> Tensor:
-        """``‖x − VAE(x)‖² / ‖x‖²``, with the mean of the latent code: (N, 256) to (N,); 0 for a zero update."""
-        x = _GAIN * sketches
-        mean, _ = self._encode(x)
-        energy = x.square().sum(dim=1)
-        error = (self.decoder(mean) - x).square().sum(dim=1)
-        return torch.where(energy > 0, error / energy.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
-
-    def refreshed(self, train: Tensor, calibration: Tensor, steps: int, generator: torch.Generator) -> Self:
-        """A copy trained on from a warm start; this one is left as it is."""
-        fresh = copy.deepcopy(self)
-        fresh.fit(train, steps, generator)
-        fresh.calibrate(calibration)
-        return fresh
-
     def _encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_variance = self.latent(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance.clamp(-10, 10)
 
 
-def _dense(*widths: int, generator: torch.Generator) -> nn.Sequential:
+def in_units(folded: Tensor, lengths: Tensor, scale: Tensor) -> Tensor:
+    """Sketches in units of ``scale``: folded updates (N, 256) float64 and their norms (N,) to (N, 256) float32."""
+    scale = scale.double().clamp_min(torch.finfo(torch.float32).tiny)
+    factors = geometry.clip_factors(lengths, _FAR * scale) / scale
+    return (folded * factors[:, None]).to(torch.float32)
+
+
+def _linear_layers(layers: nn.Module) -> list[nn.Linear]:
+    return [layer for layer in layers.modules() if isinstance(layer, nn.Linear)]
+
+
+def _carry(layer: nn.Linear) -> Tensor:
+    """Weights that carry as many numbers as fit, as positive and negative parts, from one layer of ReLUs to the next.
+
+    ReLU's input is the number itself, so it is put together from its two parts and taken apart again.
+    """
+    part = torch.eye(layer.out_features // 2, layer.in_features // 2)
+    return torch.cat([torch.cat([part, -part], dim=1), torch.cat([-part, part], dim=1)])
+
+
+def _dense(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width_in, width_out in pairwise(widths):
-        layers += [_linear(width_in, width_out, generator), nn.ReLU()]
+        layers += [_linear(width_in, width_out), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
-def _linear(width_in: int, width_out: int, generator: torch.Generator) -> nn.Linear:
-    """A dense layer with He-uniform weights from ``generator`` (PyTorch's own initialisation takes none)."""
+def _linear(width_in: int, width_out: int) -> nn.Linear:
+    """A dense layer of zeros: PyTorch's own initialisation draws from the global generator."""
     layer: nn.Linear = nn.utils.skip_init(nn.Linear, width_in, width_out)
-    nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu", generator=generator)
+    nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

@@ -4,9 +4,9 @@ The game: the value of a coalition S is the utility of ``w + mean of clip(Δᵢ)
 Utility is minus the capped cross-entropy on the utility half.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import factorial, log
 from typing import Protocol
 
@@ -18,7 +18,9 @@ from fl_core.registry import check_known
 from fl_core.training import Engine
 
 MAX_EXACT_CLIENTS = 12
+# Models that are made and run in one go: so many, or as many as have so many parameters together.
 _MODELS_AT_ONCE = 256
+_PARAMETERS_AT_ONCE = 2**27
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +30,10 @@ class CoalitionGame:
     Attributes:
         engine: Runs models.
         shared: (P,) global model w.
-        local: (L,) the server's BatchNorm: one set of statistics for all coalitions.
-        updates: (N, P), clipped to the median norm.
+        local: (L,) the server's BatchNorm after its reference training.
+        updates: (N, P) as received. No clipped copy of them is ever made.
+        clip: (N,) float64, what to multiply each update by: ``geometry.clip_factors`` to the median norm.
+        reference_images: (R, C, H, W), the reference half, for BatchNorm's statistics.
         images: (V, C, H, W), the utility half.
         labels: (V,) int64.
         num_classes: C.
@@ -39,6 +43,8 @@ class CoalitionGame:
     shared: Tensor
     local: Tensor
     updates: Tensor
+    clip: Tensor
+    reference_images: Tensor
     images: Tensor
     labels: Tensor
     num_classes: int
@@ -51,17 +57,24 @@ class CoalitionGame:
     @cached_property
     def mean_update(self) -> Tensor:
         """(P,), the grand coalition's."""
-        return self.updates.mean(dim=0)
+        return (self.clip / len(self.clip)).to(self.updates.dtype) @ self.updates
 
-    def logits(self, offsets: Tensor) -> Tensor:
-        """Outputs of ``w + offset``: (M, P) to (M, V, C)."""
-        pieces = offsets.split(_MODELS_AT_ONCE)
+    @cached_property
+    def statistics(self) -> Tensor:
+        """(L,), BatchNorm with the statistics of the grand coalition's model: one set for all coalitions."""
+        model = self.shared + self.mean_update
+        return self.engine.reestimate(model[None], self.local[None], self.reference_images)[0]
+
+    def logits(self, models: Iterable[Tensor]) -> Tensor:
+        """Outputs of models that come in pieces, each (m, P), to (M, V, C)."""
         return torch.cat(
-            [
-                self.engine.logits(self.shared + piece, self.local.expand(len(piece), -1), self.images)
-                for piece in pieces
-            ]
+            [self.engine.logits(piece, self.statistics.expand(len(piece), -1), self.images) for piece in models]
         )
+
+    def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Splits rows that stand for models into pieces of as many as are run in one go."""
+        pieces: tuple[Tensor, ...] = rows.split(min(_MODELS_AT_ONCE, max(_PARAMETERS_AT_ONCE // len(self.shared), 1)))
+        return pieces
 
     def losses(self, logits: Tensor) -> Tensor:
         """Uncapped cross-entropy of every sample: (M, V, C) to (M, V) float64."""
@@ -70,9 +83,10 @@ class CoalitionGame:
 
     def values(self, members: Tensor) -> Tensor:
         """Utility of coalitions: (M, N) bool to (M,) float64."""
-        weights = members.to(self.updates.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp_min(1)
-        return -self.losses(self.logits(weights @ self.updates)).clamp_max(self.cap).mean(dim=1)
+        weights = self.clip * members / members.sum(dim=1, keepdim=True).clamp_min(1)
+        pieces = self.pieces(weights.to(self.updates.dtype))
+        logits = self.logits(torch.addmm(self.shared, piece, self.updates) for piece in pieces)
+        return -self.losses(logits).clamp_max(self.cap).mean(dim=1)
 
 
 class ShapleyEstimator(Protocol):
@@ -140,49 +154,66 @@ class PermutationShapley:
 
 @dataclass(frozen=True)
 class SurrogateShapley:
-    """Closed-form Shapley values of a quadratic surrogate of the game: N + 2 forward passes, no sampling.
+    """Closed-form Shapley values of a surrogate of the game: N + 2 forward passes, no sampling.
 
-    A coalition's logits are taken as the mean of its members' logit changes around the grand coalition; then the
-    cross-entropy to second order is a quadratic function of that mean, and the expected marginals have a closed form
-    in O(N²).
-
-    Attributes:
-        step: Share of the way from the mean update to a client's own at which its logit change is measured.
+    The values of nobody, of everybody and of each client alone are exact. In between a coalition's logits are taken as
+    the mean of its members' logit changes around the grand coalition; then the cross-entropy to second order is a
+    quadratic function of that mean, and the expected marginals have a closed form in O(N).
     """
-
-    step: float = 0.25
 
     def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
         """See ``ShapleyEstimator``."""
-        mean = game.mean_update
-        offsets = torch.cat([torch.zeros_like(mean)[None], mean[None], mean + self.step * (game.updates - mean)])
-        logits = game.logits(offsets).double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        base, change = logits[1], (logits[2:] - logits[1]) / self.step
+        logits = game.logits(self._probes(game)).double()
+        empty, grand, *_ = values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
+        slope, variance = self._expansion(game, logits.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
+        shapley = quadratic_shapley(slope, variance, torch.zeros_like(slope), grand, empty)
+        return shapley + singles_shapley(values[2:] - (grand - slope - variance / 2))
+
+    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative (N,) of the loss of the grand coalition along each client's logit change."""
         # The changes of all members add up to none, as their offsets do: so the values share out the whole gain.
-        change = change - change.mean(dim=0)
-        losses = game.losses(logits[:2])
+        change = logits[2:] - logits[2:].mean(dim=0)
+        likelihood = logits[1].log_softmax(dim=-1)
+        probability, truth = likelihood.exp(), F.one_hot(game.labels, logits.shape[-1])
         # A sample at its cap contributes a constant.
-        counted = (losses[1] < game.cap).double()[:, None] / len(game.labels)
-        probability = base.softmax(dim=-1)
-        residual = counted * (probability - F.one_hot(game.labels, base.shape[1]))
-        slope = change.flatten(1) @ residual.flatten()
-        # Q = mean over samples of dzᵀ(diag p − p pᵀ)dz.
+        counted = (-(likelihood * truth).sum(dim=-1) < game.cap) / len(game.labels)
+        slope = change.flatten(1) @ (counted[:, None] * (probability - truth)).flatten()
+        # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p. As the
+        # changes add up to none, so do Q's rows, and the rest of Q is not needed.
         weighted = probability * change
-        expected = weighted.sum(dim=-1)
-        curvature = (counted * weighted).flatten(1) @ change.flatten(1).T - (counted[:, 0] * expected) @ expected.T
-        empty, grand = -losses.clamp_max(game.cap).mean(dim=1)
-        return quadratic_shapley(slope, curvature, grand, empty)
+        variance = (weighted * change).sum(dim=-1) - weighted.sum(dim=-1).square()
+        return slope, variance @ counted.double()
+
+    def _probes(self, game: CoalitionGame) -> Iterator[Tensor]:
+        """The models w, w + ū and w + clip(Δᵢ) for each client, in pieces."""
+        ends = torch.stack([game.shared, game.shared + game.mean_update])
+        factors = game.pieces(game.clip.to(ends.dtype)[:, None])
+        for updates, factor in zip(game.updates.split(len(factors[0])), factors, strict=True):
+            models = torch.addcmul(game.shared, updates, factor)
+            yield torch.cat([ends, models]) if len(ends) else models
+            ends = ends[:0]
 
 
-def quadratic_shapley(slope: Tensor, curvature: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
+def singles_shapley(values: Tensor) -> Tensor:
+    """Shapley values (N,) of a game in which only coalitions of one client are worth something, ``values`` (N,).
+
+    A client brings its own value when it comes first, and takes away the other's when it comes second.
+    """
+    n = len(values)
+    return values if n == 1 else (values - (values.sum() - values) / (n - 1)) / n
+
+
+def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
     """Shapley values of ``v(S) = constant − b·m − ½ mᵀQm``, m the mean of the members' unit vectors; v(∅) = empty.
 
     For a client i and a uniformly drawn coalition of t others, the expected marginal needs only four averages: of b,
-    of Q's diagonal and of Q's off-diagonal over the others, and of row i of Q over the others.
+    of Q's diagonal and of Q's off-diagonal over the others, and of row i of Q over the others. So Q itself is not
+    needed, and the cost is O(N).
 
     Args:
         slope: (N,) float64, b.
-        curvature: (N, N) float64 symmetric, Q.
+        own: (N,) float64, diagonal of the symmetric Q.
+        row: (N,) float64, Q's row sums.
         constant: Scalar.
         empty: Scalar, value of the empty coalition.
 
@@ -190,21 +221,46 @@ def quadratic_shapley(slope: Tensor, curvature: Tensor, constant: Tensor, empty:
         (N,) float64.
     """
     n = len(slope)
-    own = curvature.diagonal()
-    alone = constant - slope - own / 2 - empty
-    if n == 1:
-        return alone
-    total, row = curvature.sum(), curvature.sum(dim=1)
-    others_slope = (slope.sum() - slope) / (n - 1)
-    with_others = (row - own) / (n - 1)
-    others_own = (own.sum() - own) / (n - 1)
-    pairs = (n - 1) * (n - 2)
-    others_pairs = (total - 2 * row + own - (own.sum() - own)) / pairs if pairs else torch.zeros_like(own)
-    t = torch.arange(1, n, dtype=slope.dtype)[:, None]
-    inside = t * others_own + t * (t - 1) * others_pairs
-    after = (own + 2 * t * with_others + inside) / (t + 1) ** 2
-    marginals = -(slope - others_slope) / (t + 1) - (after - inside / t**2) / 2
-    return (alone + marginals.sum(dim=0)) / n
+    weights = _quadratic_weights(n)
+    common = (constant - empty) / n - weights.slopes * slope.sum()
+    common = common - weights.owns * own.sum() - weights.rows * row.sum()
+    return common - weights.slope * slope - weights.own * own - weights.row * row
+
+
+@dataclass(frozen=True)
+class _QuadraticWeights:
+    """What each part of the quadratic game weighs in a Shapley value among n clients; plurals are sums over all."""
+
+    slope: float
+    slopes: float
+    own: float
+    owns: float
+    row: float
+    rows: float
+
+
+@lru_cache(maxsize=256)
+def _quadratic_weights(n: int) -> _QuadraticWeights:
+    """Sums the expected marginals of joining t = 0 ... n − 1 others.
+
+    With Q̄ᵢⱼ the mean over the others j, and ``inside`` what t others have among themselves, t·Q̄ⱼⱼ + t(t − 1)·Q̄ⱼₖ,
+    a marginal is −(bᵢ − b̄ⱼ)/(t + 1) and minus half of (Qᵢᵢ + 2t·Q̄ᵢⱼ + inside)/(t + 1)² − inside/t².
+    """
+    t = torch.arange(1, n, dtype=torch.float64)
+    after, before = 1 / (t + 1).square(), 1 / t.square()
+    reach = float((1 / (t + 1)).sum())
+    alone = 1 + float(after.sum())
+    with_others = float((2 * t * after).sum()) / max(n - 1, 1)
+    others_own = float((t * (after - before)).sum()) / max(n - 1, 1)
+    others_pairs = float((t * (t - 1) * (after - before)).sum()) / max((n - 1) * (n - 2), 1)
+    return _QuadraticWeights(
+        slope=(1 + reach + reach / max(n - 1, 1)) / n,
+        slopes=-reach / max(n - 1, 1) / n,
+        own=(alone - with_others - others_own + 2 * others_pairs) / (2 * n),
+        owns=(others_own - others_pairs) / (2 * n),
+        row=(with_others - 2 * others_pairs) / (2 * n),
+        rows=others_pairs / (2 * n),
+    )
 
 
 _ESTIMATORS: dict[str, Callable[[], ShapleyEstimator]] = {

@@ -154,30 +154,33 @@ def test_fingerprinting_edits_nothing_that_the_view_holds(played):
     assert all(torch.equal(a, b) for a, b in zip(held, before, strict=True))
 
 
-def test_the_autoencoder_is_refreshed_every_20_rounds_in_a_copy_and_the_federations_own_never_changes(federation):
+def test_the_typical_error_is_measured_every_20_rounds_and_the_federations_autoencoder_never_changes(federation):
     built = federation(entropy=4)
     base = _autoencoder(built.config)
     before = copy.deepcopy(base.state_dict())
     view = built.local_round().view
 
-    def errors(round_: int) -> torch.Tensor:
-        return built.fingerprinter.reconstruction_error(
+    def typical(round_: int) -> torch.Tensor:
+        built.fingerprinter.reconstruction_error(
             view.updates, view.global_model, view.reference, view.server_local, round_
         )
+        return built.fingerprinter.typical_error
 
-    start = errors(0)
-    assert torch.equal(errors(19), start)
-    first = errors(20)
-    assert not torch.equal(first, start)
-    assert torch.equal(errors(39), first)
-    second = errors(40)
-    assert not torch.equal(second, first)
+    start = typical(0)
+    assert start == base.typical_error
+    assert typical(19) == start
+    first = typical(20)
+    assert first != start
+    assert typical(39) == first
+    second = typical(40)
+    assert second != first
+    assert 0.5 < second / start < 2, "updates of one and the same round"
 
     assert _autoencoder(built.config) is base
     for name, value in base.state_dict().items():
         assert torch.equal(value, before[name])
     built.reset(Scenario(), 4)
-    assert torch.equal(errors(0), start), "an episode inherits from the one before it"
+    assert typical(0) == start, "an episode inherits from the one before it"
 
 
 def test_federations_that_differ_in_what_an_autoencoder_does_not_see_share_one(federation):

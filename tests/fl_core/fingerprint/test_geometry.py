@@ -104,6 +104,94 @@ def test_sums_over_many_parameters_are_taken_in_float64():
     assert geometry.norms(updates).item() == pytest.approx(exact, rel=1e-10)
 
 
+def in_float64(updates: torch.Tensor, reference: torch.Tensor, signs: torch.Tensor) -> geometry.Geometry:
+    """The definitions in plain float64, all columns at once."""
+    rows, root = updates.double().numpy(), reference.double().numpy()
+    size = rows.shape[1]
+    signed = np.zeros((len(rows), -(-size // 256) * 256))
+    signed[:, :size] = rows * signs[:size].double().numpy()
+    lengths, length = np.sqrt((rows**2).sum(axis=1)), np.sqrt((root**2).sum())
+    unit = rows / np.where(lengths > 0, lengths, 1)[:, None]
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, 0)
+    agree = (np.sign(rows) == np.sign(root))[:, root != 0]
+    found = (
+        lengths,
+        unit @ root / (length or 1),
+        cosines.sum(axis=1) / max(len(rows) - 1, 1),
+        agree.mean(axis=1) if agree.size else np.full(len(rows), 0.5),
+        signed.reshape(len(rows), -1, 256).sum(axis=1),
+        length[None],
+    )
+    return geometry.Geometry(*(torch.from_numpy(np.asarray(value)) for value in found))
+
+
+def assert_equals_the_definition(updates: torch.Tensor, reference: torch.Tensor) -> None:
+    signs = torch.randint(0, 2, reference.shape, generator=torch.Generator().manual_seed(5)) * 2.0 - 1
+    measured, expected = geometry.measure(updates, reference, signs), in_float64(updates, reference, signs)
+    alone = geometry.Geometry(
+        geometry.norms(updates),
+        geometry.root_cosine(updates, reference),
+        geometry.peer_cosine(updates),
+        geometry.sign_agreement(updates, reference),
+        geometry.fold(updates, signs),
+        geometry.norms(reference[None]),
+    )
+    for name, value in vars(expected).items():
+        for found in (measured, alone):
+            tolerance = 1e-12 * float(expected.norms.max()) if name == "folded" else 1e-12
+            torch.testing.assert_close(getattr(found, name), value, rtol=1e-12, atol=tolerance, msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 1874, 100_003])
+@pytest.mark.parametrize("clients", [1, 2, 7])
+def test_everything_at_once_and_each_alone_are_the_definitions(normal, clients, size):
+    assert_equals_the_definition(normal(clients, size), normal(size, seed=1))
+
+
+@pytest.mark.parametrize("size", [511, 512, 513, 1024, 1300])
+def test_the_borders_of_chunks_are_not_seen(normal, monkeypatch, size):
+    monkeypatch.setattr(geometry, "_CHUNK", 4 * 512)  # 512 columns of four clients
+    assert_equals_the_definition(normal(4, size), normal(size, seed=1))
+
+
+def test_a_common_offset_of_a_million_parameters_does_not_blur_the_cosines(normal):
+    # Nearly parallel updates, where float32 sums would lose what tells them apart.
+    updates = 1 + 1e-3 * normal(3, 1_000_000)
+    assert_equals_the_definition(updates, torch.ones(1_000_000))
+    assert 1e-8 < 1 - geometry.root_cosine(updates, torch.ones(1_000_000)).max() < 1e-5
+
+
+@pytest.mark.slow
+def test_eleven_million_parameters(normal):
+    assert_equals_the_definition(normal(4, 11_000_000), normal(11_000_000, seed=1) + 0.1)
+
+
+@pytest.mark.parametrize("clients", [1, 2, 5])
+@pytest.mark.parametrize("size", [1, 300, 5000])
+def test_the_largest_finite_updates_and_the_smallest_have_finite_features(clients, size):
+    limits = torch.finfo(torch.float32)
+    for value in (limits.max, -limits.max, limits.tiny, limits.smallest_normal * 2**-23, 0.0):
+        for root in (limits.max, limits.tiny, 0.0):
+            updates, reference = torch.full((clients, size), value), torch.full((size,), root)
+            measured = geometry.measure(updates, reference, torch.ones(size))
+            for name, found in vars(measured).items():
+                assert found.isfinite().all(), (name, value, root)
+            expected = math.copysign(1.0, value) if value and root else 0.0
+            torch.testing.assert_close(measured.root_cosine, torch.full((clients,), expected, dtype=torch.float64))
+            assert geometry.clip_to_median(updates).isfinite().all()
+
+
+def test_no_buffer_grows_with_the_number_of_parameters(normal):
+    def largest(size: int) -> int:
+        updates, reference, signs = normal(4, size), normal(size, seed=1), torch.ones(size)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            geometry.measure(updates, reference, signs)
+        return max(event.cpu_memory_usage for event in profile.events())
+
+    assert largest(3_000_000) <= largest(200_000) < 8 * 2**20
+
+
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=20))
 def test_the_median_is_numpys(values):
     assert geometry.median(torch.tensor(values, dtype=torch.float64)).item() == pytest.approx(np.median(values))
