@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fl_core.models.parameters import ParameterLayout
 from fl_core.registry import check_known
+from fl_core.training.native import NativeEngine
 from fl_core.training.objective import Objective
 from fl_core.training.sequential import SequentialEngine
 from fl_core.training.stacked import StackedEngine
@@ -40,6 +41,11 @@ class LocalTraining:
 
 class Engine(Protocol):
     """Trains and evaluates M models of one architecture, given as rows of matrices. The dtype follows ``shared``."""
+
+    @property
+    def name(self) -> str:
+        """Which engine this is; where "auto" was asked for, which one it picked."""
+        ...
 
     def train(
         self,
@@ -94,9 +100,21 @@ class Engine(Protocol):
         ...
 
 
+def _make_auto(network: nn.Module, layout: ParameterLayout) -> Engine:
+    """The fastest engine that can run the network: native if it is built, then stacked, then sequential."""
+    for engine in (NativeEngine, StackedEngine):
+        try:
+            return engine(network, layout)
+        except ValueError:
+            continue
+    return SequentialEngine(network, layout)
+
+
 _ENGINES: dict[str, Callable[[nn.Module, ParameterLayout], Engine]] = {
     "sequential": SequentialEngine,
     "stacked": StackedEngine,
+    "native": NativeEngine,
+    "auto": _make_auto,
 }
 
 
@@ -108,8 +126,13 @@ def engine_names() -> list[str]:
 def make_engine(name: str, network: nn.Module, layout: ParameterLayout) -> Engine:
     """Builds an engine for a network.
 
+    Args:
+        name: An engine, or "auto" for the fastest one that is built and can run the network; its ``name`` says which.
+        network: The architecture; its values are not used.
+        layout: Which of its tensors are shared.
+
     Raises:
-        ValueError: Unknown name, or a network that this engine cannot run.
+        ValueError: Unknown name, a network that this engine cannot run, or an engine that is not built.
     """
     check_known("engine", [name], _ENGINES)
     return _ENGINES[name](network, layout)
