@@ -9,6 +9,10 @@
 #include <cstring>
 #include <new>
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace optigrad {
 
 constexpr std::size_t kCacheLine = 64;
@@ -26,8 +30,13 @@ class Arena {
 
  private:
   void* take(std::size_t size) {
-    void* place = base_ ? base_ + used_ : nullptr;
-    used_ += (size + kCacheLine - 1) / kCacheLine * kCacheLine;
+    char* place = base_ ? base_ + used_ : nullptr;
+    std::size_t taken = (size + kCacheLine - 1) / kCacheLine * kCacheLine;
+#if defined(__SANITIZE_ADDRESS__)
+    taken += kCacheLine;  // a gap that must not be touched: a step out of one buffer is not a step into the next
+    if (place) __asan_poison_memory_region(place + size, taken - size);
+#endif
+    used_ += taken;
     return place;
   }
 

@@ -15,39 +15,37 @@ void for_each_element(const Packed& tensor, const Visit& visit) {
 }
 
 Packed vector(Arena& arena, int size, std::size_t capacity) {
-  return {arena.floats(capacity), {size, 1, 1}, {1, 0, 0}};
+  return {arena.floats(capacity), capacity, {size, 1, 1}, {1, 0, 0}};
 }
 
 }  // namespace
 
 Model::Model(const Shape& shape, Arena& arena) {
-  const std::size_t first = arena.used();
-  begin = arena.floats(0);
   for (int i = 0; i < kBlocks; ++i) {
     const BlockShape& block = shape.blocks[i];
     Packed* tensor = tensors + i * kBlockTensors;
     const std::ptrdiff_t channel = block.lanes, tap = std::ptrdiff_t(block.in_stride) * block.lanes;
-    tensor[kWeight] = {arena.floats(block.weights()), {block.channels, block.in_channels, kTaps}, {1, channel, tap}};
+    tensor[kWeight] = {arena.floats(block.weights()), block.weights(),
+                       {block.channels, block.in_channels, kTaps}, {1, channel, tap}};
     for (int t = kBias; t < kBlockTensors; ++t) tensor[t] = vector(arena, block.channels, block.lanes);
   }
   const BlockShape& last = shape.blocks[kBlocks - 1];
   const int pixels = last.pooled_height * last.pooled_width;
   const auto dense = [&](const DenseShape& layer, bool sees_map) -> Packed {
-    float* data = arena.floats(layer.outputs * layer.pitch);
+    const std::size_t floats = layer.outputs * layer.pitch;
     const std::ptrdiff_t pitch = std::ptrdiff_t(layer.pitch);
-    if (sees_map) return {data, {layer.outputs, last.channels, pixels}, {pitch, 1, last.lanes}};
-    return {data, {layer.outputs, layer.inputs, 1}, {pitch, 1, 0}};
+    if (sees_map) return {arena.floats(floats), floats, {layer.outputs, last.channels, pixels}, {pitch, 1, last.lanes}};
+    return {arena.floats(floats), floats, {layer.outputs, layer.inputs, 1}, {pitch, 1, 0}};
   };
   tensors[kHiddenWeight] = dense(shape.hidden, true);
   tensors[kHiddenBias] = vector(arena, shape.hidden.outputs, shape.hidden.outputs);
   tensors[kOutputWeight] = dense(shape.output, !shape.has_hidden);
   tensors[kOutputBias] = vector(arena, shape.output.outputs, shape.output.outputs);
-  floats = (arena.used() - first) / sizeof(float);
 }
 
 void unpack(const Network& network, const float* shared, const float* local, Model& model) {
-  std::memset(model.begin, 0, model.floats * sizeof(float));
   for (int t = 0; t < kTensors; ++t) {
+    std::memset(model[t], 0, model.tensors[t].floats * sizeof(float));
     const TensorPlace place = network.tensors[t];
     if (place.holder == Holder::absent) continue;
     const float* source = (place.holder == Holder::shared ? shared : local) + place.offset;

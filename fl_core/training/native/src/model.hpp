@@ -12,6 +12,7 @@ namespace optigrad {
 // A tensor as three nested axes, in PyTorch's order, with the strides that they have here.
 struct Packed {
   float* data = nullptr;
+  std::size_t floats = 0;  // with the padding
   int sizes[3] = {0, 1, 1};
   std::ptrdiff_t strides[3] = {1, 0, 0};
 };
@@ -23,8 +24,6 @@ struct Model {
   float* block(int index, BlockTensor tensor) const { return tensors[index * kBlockTensors + tensor].data; }
 
   Packed tensors[kTensors];
-  float* begin;
-  std::size_t floats;
 };
 
 // Fills `model` from the flat vectors; lanes and columns that are padding become zero.
