@@ -10,14 +10,19 @@ OUT    ?= runs/optigradtrust/evaluation
 # One thread a process: small networks gain nothing from a second one, and two processes share two cores.
 export OMP_NUM_THREADS = 1
 
-.PHONY: help setup quickstart held-out test test-slow lint benchmark clean
+# The native engine once more, with checks of every memory access and of undefined behaviour.
+SANITIZED := build/sanitize
+SANITIZE  := -fsanitize=address,undefined
+CXX       ?= g++
+
+.PHONY: help setup quickstart held-out test test-slow sanitize lint benchmark clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 setup: $(STAMP)  ## Make .venv and install everything.
 
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fl_core/training/native/src/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
@@ -35,6 +40,14 @@ test: setup  ## Run the tests.
 
 test-slow: setup  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
+
+sanitize: setup  ## Build the native engine with address and undefined-behaviour sanitizers and test it.
+	CXXFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
+	  $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
+	OPTIGRAD_LIBRARY="$$(find "$(CURDIR)/$(SANITIZED)" -name '_kernels*.so')" \
+	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
+	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py
 
 lint: setup  ## Check style and types.
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ class Arguments:
     """Rounds of a run."""
     mu: float = 0.1
     """Weight of the proximal term."""
-    engine: str = "stacked"
+    engine: str = "auto"
     """Training engine."""
     workers: int = 2
     """Processes, one thread each."""

@@ -42,7 +42,7 @@ class Arguments:
     """Where their files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     rounds: int = 30
     """Rounds."""
-    engine: str = "stacked"
+    engine: str = "auto"
     """Training engine."""
     out: Path = Path("results/learning.csv")
     """Where the figures go."""

@@ -28,7 +28,7 @@ class FederationConfig:
         mu: Weight of the proximal term, for the objectives that have one.
         training: Each client's local work in a round.
         weighting: How trust becomes an update.
-        engine: Training engine.
+        engine: Training engine; ``auto`` is the fastest that is built and can run the network.
         shapley: Shapley estimator.
         root: Number of samples that the server owns.
         validation: Number of samples for reward and model selection.
@@ -46,7 +46,7 @@ class FederationConfig:
     mu: float = 0.1
     training: LocalTraining = field(default_factory=LocalTraining)
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
-    engine: str = "stacked"
+    engine: str = "auto"
     shapley: str = "surrogate"
     root: int = 100
     validation: int = 200

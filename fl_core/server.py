@@ -33,7 +33,7 @@ class RootServer:
         num_classes: C.
         objective: What the clients minimise; FedBN-Prox with mu 0.1 by default.
         training: The clients' local work in a round.
-        engine: Training engine; ``"sequential"`` takes any network.
+        engine: Training engine; ``auto`` is the fastest that is built and can run the network.
         shapley: Shapley estimator.
         seed: Seed of everything that the server draws.
 
@@ -50,7 +50,7 @@ class RootServer:
         *,
         objective: Objective | None = None,
         training: LocalTraining | None = None,
-        engine: str = "stacked",
+        engine: str = "auto",
         shapley: str = "surrogate",
         seed: int = 0,
     ) -> None:

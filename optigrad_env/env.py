@@ -77,10 +77,10 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     ## Info
 
-    `round`, `attack`, `attacking`, `malicious` (N,), `rejected` (N,), `validation_accuracy`, `validation_loss`; after a
-    step also `weights` (N,) and `root_weight` (together they sum to 1) and `reward_terms`. This is the truth: an agent
-    that reads it cheats. `malicious` does not change within an episode; `rejected`, `weights` and the scores are those
-    of the round that the step has ended.
+    `round`, `attack`, `attacking`, `malicious` (N,), `rejected` (N,), `validation_accuracy`, `validation_loss` and the
+    training `engine` in use; after a step also `weights` (N,) and `root_weight` (together they sum to 1) and
+    `reward_terms`. This is the truth: an agent that reads it cheats. `malicious` does not change within an episode;
+    `rejected`, `weights` and the scores are those of the round that the step has ended.
 
     ## Arguments
 
@@ -206,6 +206,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
             "rejected": round_.view.rejected.numpy().copy(),
             "validation_accuracy": self._accuracy,
             "validation_loss": self._loss,
+            "engine": self.federation.engine.name,
         }
         if self._aggregate is not None:
             assert self._aggregate.weights is not None

@@ -4,14 +4,17 @@ Engines differ in speed only. ``sequential`` is the reference, one client after 
 are tested to equal it.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from fl_core.models.parameters import ParameterLayout
 from fl_core.registry import check_known
+from fl_core.training.native import NativeEngine, is_built
 from fl_core.training.objective import Objective
 from fl_core.training.sequential import SequentialEngine
 from fl_core.training.stacked import StackedEngine
@@ -40,6 +43,11 @@ class LocalTraining:
 
 class Engine(Protocol):
     """Trains and evaluates M models of one architecture, given as rows of matrices. The dtype follows ``shared``."""
+
+    @property
+    def name(self) -> str:
+        """Which engine this is; where "auto" was asked for, which one it picked."""
+        ...
 
     def train(
         self,
@@ -94,9 +102,29 @@ class Engine(Protocol):
         ...
 
 
+@cache
+def _say_if_not_built() -> None:
+    """One line a process: everything works without the native engine, but several times slower."""
+    if not is_built():
+        logging.getLogger(__name__).warning("the native engine is not built (no C++ compiler?); using stacked")
+
+
+def _make_auto(network: nn.Module, layout: ParameterLayout) -> Engine:
+    """The fastest engine that can run the network: native if it is built, then stacked, then sequential."""
+    _say_if_not_built()
+    for engine in (NativeEngine, StackedEngine):
+        try:
+            return engine(network, layout)
+        except ValueError:
+            continue
+    return SequentialEngine(network, layout)
+
+
 _ENGINES: dict[str, Callable[[nn.Module, ParameterLayout], Engine]] = {
     "sequential": SequentialEngine,
     "stacked": StackedEngine,
+    "native": NativeEngine,
+    "auto": _make_auto,
 }
 
 
@@ -108,8 +136,13 @@ def engine_names() -> list[str]:
 def make_engine(name: str, network: nn.Module, layout: ParameterLayout) -> Engine:
     """Builds an engine for a network.
 
+    Args:
+        name: An engine, or "auto" for the fastest one that is built and can run the network; its ``name`` says which.
+        network: The architecture; its values are not used.
+        layout: Which of its tensors are shared.
+
     Raises:
-        ValueError: Unknown name, or a network that this engine cannot run.
+        ValueError: Unknown name, a network that this engine cannot run, or an engine that is not built.
     """
     check_known("engine", [name], _ENGINES)
     return _ENGINES[name](network, layout)

@@ -17,6 +17,8 @@ from fl_core.training.objective import Objective
 class SequentialEngine:
     """Trains the clients in a Python loop. Slow, short, and what the other engines are tested against."""
 
+    name = "sequential"
+
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
         self._network = copy.deepcopy(network)
         self._layout = layout

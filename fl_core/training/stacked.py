@@ -70,6 +70,8 @@ class StackedEngine:
         ValueError: The network has another structure or another layer.
     """
 
+    name = "stacked"
+
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
         self._layers = _pool_before_relu(_sequence(network, ""))
         self._layout = layout

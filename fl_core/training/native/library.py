@@ -1,0 +1,135 @@
+"""The shared library: where it lies, what it takes, and its errors as Python's.
+
+It is called through ctypes, which lets go of the interpreter's lock for the duration of a call.
+"""
+
+import ctypes
+import os
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+_ABI_VERSION = 1  # kAbiVersion in src/engine.cpp
+_BLOCKS = 2
+_TENSORS = 16
+_MISSING = (
+    "the native engine is not built: install a C++ compiler and run `pip install -e .` "
+    "(or `python setup.py build_ext --inplace`) again, or use engine='auto'"
+)
+_ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: MemoryError}
+
+
+class TensorPlace(ctypes.Structure):
+    """``TensorPlace`` of src/network.hpp: where a tensor lies in a flat vector. Holder: 0 none, 1 shared, 2 local."""
+
+    _fields_ = (("offset", ctypes.c_int64), ("holder", ctypes.c_int32), ("padding", ctypes.c_int32))
+
+
+class NetworkStructure(ctypes.Structure):
+    """``Network`` of src/network.hpp."""
+
+    _fields_ = (
+        ("image_channels", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("channels", ctypes.c_int64 * _BLOCKS),
+        ("hidden", ctypes.c_int64),
+        ("classes", ctypes.c_int64),
+        ("epsilon", ctypes.c_double * _BLOCKS),
+        ("momentum", ctypes.c_double * _BLOCKS),
+        ("num_shared", ctypes.c_int64),
+        ("num_local", ctypes.c_int64),
+        ("tensors", TensorPlace * _TENSORS),
+    )
+
+
+def is_built() -> bool:
+    """Whether the library is there and fits this version of the package."""
+    return _load() is not None
+
+
+def instruction_set() -> str:
+    """Name of the kernels that the next call will use: avx512, avx2 or portable.
+
+    Raises:
+        ValueError: Not built, or OPTIGRAD_ISA names kernels that this processor cannot run.
+    """
+    name = ctypes.c_char_p()
+    call("optigrad_selected", ctypes.byref(name))
+    return (name.value or b"").decode()
+
+
+def supported_instruction_sets() -> list[str]:
+    """Names that OPTIGRAD_ISA may have on this processor, best first.
+
+    Raises:
+        ValueError: Not built.
+    """
+    names: bytes = require().optigrad_supported()
+    return names.decode().split()
+
+
+def call(function: str, *arguments: object) -> None:
+    """Calls a function that returns a status.
+
+    Raises:
+        ValueError: Not built, or the arguments are wrong.
+        MemoryError: A workspace could not be allocated.
+        RuntimeError: Anything else, such as a thread that could not be started.
+    """
+    library = require()
+    status: int = getattr(library, function)(*arguments)
+    if status:
+        raise _ERRORS.get(status, RuntimeError)(library.optigrad_last_error().decode())
+
+
+def require() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        ValueError: Not built.
+    """
+    library = _load()
+    if library is None:
+        raise ValueError(_MISSING)
+    return library
+
+
+@cache
+def _load() -> ctypes.CDLL | None:
+    path = _path()
+    if path is None:
+        return None
+    try:
+        library = ctypes.CDLL(str(path))
+        library.optigrad_abi_version.argtypes = ()
+        if library.optigrad_abi_version() != _ABI_VERSION:
+            return None
+    except (OSError, AttributeError):
+        # Built for another machine, or by another version of this package.
+        return None
+    _declare(library)
+    return library
+
+
+def _path() -> Path | None:
+    """OPTIGRAD_LIBRARY, which the sanitizer build sets, or the extension beside this file."""
+    if chosen := os.environ.get("OPTIGRAD_LIBRARY"):
+        return Path(chosen)
+    places = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in places if path.exists()), None)
+
+
+def _declare(library: ctypes.CDLL) -> None:
+    network, pointer = ctypes.POINTER(NetworkStructure), ctypes.c_void_p
+    count, number, threads = ctypes.c_int64, ctypes.c_double, ctypes.c_int
+    models = (network, pointer, pointer, pointer)  # network, shared, local, images
+    library.optigrad_train.argtypes = (
+        *(*models, pointer, count, count, count),  # labels; clients, steps, batch
+        *(number, number, threads, pointer, pointer),  # rate, mu; updates, new local
+    )
+    library.optigrad_logits.argtypes = (*models, count, count, threads, pointer)
+    library.optigrad_reestimate.argtypes = (*models, count, count, threads, pointer)
+    library.optigrad_selected.argtypes = (ctypes.POINTER(ctypes.c_char_p),)
+    library.optigrad_supported.argtypes = library.optigrad_last_error.argtypes = ()
+    library.optigrad_supported.restype = library.optigrad_last_error.restype = ctypes.c_char_p
