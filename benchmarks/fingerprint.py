@@ -127,7 +127,7 @@ def _fingerprinter(autoencoder: UpdateAutoencoder) -> Fingerprinter:
     objective = make_objective("fedavg", 0.0)
     engine: Any = None
     simulator = HonestSimulator(engine, nothing, torch.zeros(0, dtype=torch.int64), LocalTraining(), objective)
-    return Fingerprinter(simulator, nothing, torch.zeros(0), 10, autoencoder, NoShapley(), Streams(0))
+    return Fingerprinter(simulator, nothing, torch.zeros(0), 10, lambda: autoencoder, NoShapley(), Streams(0))
 
 
 def _synthetic(clients: int, parameters: int) -> ServerView:
