@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fl_core.aggregation.trust import TrustWeighting
-from fl_core.fingerprint import make_shapley
+from fl_core.fingerprint import SIMULATED_ROUNDS, make_shapley
 from fl_core.registry import check_known
 from fl_core.training import LocalTraining, make_objective
 
@@ -30,6 +30,8 @@ class FederationConfig:
         weighting: How trust becomes an update.
         engine: Training engine; ``auto`` is the fastest that is built and can run the network.
         shapley: Shapley estimator.
+        simulated_rounds: Rounds of nine simulated clients from which the autoencoder learns what is honest. Nearly all
+            of an autoencoder's cost; take fewer for a network of millions of parameters.
         root: Number of samples that the server owns.
         validation: Number of samples for reward and model selection.
         split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
@@ -48,6 +50,7 @@ class FederationConfig:
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
     engine: str = "auto"
     shapley: str = "surrogate"
+    simulated_rounds: int = SIMULATED_ROUNDS
     root: int = 100
     validation: int = 200
     split_seed: int = 0
@@ -55,6 +58,8 @@ class FederationConfig:
     def __post_init__(self) -> None:
         if self.num_clients < 1:
             raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
+        if self.simulated_rounds < 1:
+            raise ValueError(f"simulated_rounds must be at least 1, got {self.simulated_rounds}")
         make_objective(self.objective, self.mu)
         make_shapley(self.shapley)
         for name in ("dataset_options", "network_options"):

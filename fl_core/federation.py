@@ -248,4 +248,6 @@ def _autoencoder_of(config: FederationConfig) -> UpdateAutoencoder:
     federation = Federation(config)
     streams = Streams(config.split_seed)
     shared, local = federation.initial_model()
-    return train_autoencoder(federation.simulator, shared, local, streams.torch(Purpose.AUTOENCODER))
+    return train_autoencoder(
+        federation.simulator, shared, local, streams.torch(Purpose.AUTOENCODER), config.simulated_rounds
+    )

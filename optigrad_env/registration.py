@@ -7,14 +7,20 @@ import gymnasium
 _ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
 
 # Lists, not tuples: an id's arguments must survive JSON. Step sizes and lengths were chosen on validation data, without
-# attack (docs/data.md).
+# attack.
 _CNN_28: dict[str, Any] = {
     "network_options": {"channels": [16, 32], "hidden": 64},
     "local_steps": 5,
     "batch_size": 32,
     "learning_rate": 0.1,
 }
-_CNN_32_OF_FOLDER = {**_CNN_28, "dataset_options": {"image_size": 32}}
+_CNN_32_OF_FOLDER: dict[str, Any] = {
+    "network_options": {"channels": [16, 32]},
+    "dataset_options": {"image_size": 32},
+    "local_steps": 10,
+    "batch_size": 32,
+    "learning_rate": 0.02,
+}
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "OptiGrad/Digits-v0": {"dataset": "digits"},

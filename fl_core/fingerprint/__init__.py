@@ -3,12 +3,13 @@
 from fl_core.fingerprint.autoencoder import UpdateAutoencoder
 from fl_core.fingerprint.fingerprint import FEATURES, OBSERVATION_HIGH, OBSERVATION_LOW, Fingerprint, Fingerprinter
 from fl_core.fingerprint.shapley import CoalitionGame, ShapleyEstimator, make_shapley, shapley_names
-from fl_core.fingerprint.simulation import HonestSimulator, train_autoencoder
+from fl_core.fingerprint.simulation import SIMULATED_ROUNDS, HonestSimulator, train_autoencoder
 
 __all__ = [
     "FEATURES",
     "OBSERVATION_HIGH",
     "OBSERVATION_LOW",
+    "SIMULATED_ROUNDS",
     "CoalitionGame",
     "Fingerprint",
     "Fingerprinter",

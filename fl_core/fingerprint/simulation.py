@@ -14,7 +14,7 @@ _SKEW = (0.1, 10.0)
 
 # The autoencoder is trained along a run of simulated clients alone: so many rounds, so many clients in each. Their
 # training is nearly all that an autoencoder costs; four times as many made hardly a difference (docs/fingerprint.md).
-_ROUNDS = 10
+SIMULATED_ROUNDS = 10
 _CLIENTS = 9
 _STEPS = 30
 
@@ -87,7 +87,11 @@ class HonestSimulator:
 
 
 def train_autoencoder(
-    simulator: HonestSimulator, shared: Tensor, local: Tensor, generator: torch.Generator
+    simulator: HonestSimulator,
+    shared: Tensor,
+    local: Tensor,
+    generator: torch.Generator,
+    rounds: int = SIMULATED_ROUNDS,
 ) -> UpdateAutoencoder:
     """Trains an autoencoder on the honest updates of a small simulated federation.
 
@@ -102,11 +106,12 @@ def train_autoencoder(
         shared: (P,) initial global model.
         local: (L,) initial BatchNorm.
         generator: Source of everything random.
+        rounds: Length of the simulated run, nine clients in each round: what an autoencoder costs.
     """
     autoencoder = UpdateAutoencoder(len(shared), generator)
     learning, calibrating = simulator.split()
     train, calibration = [], []
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         learned_from = learning(shared, local, _CLIENTS - _CLIENTS // 3, generator)
         held = calibrating(shared, local, _CLIENTS // 3, generator)
         mean = torch.cat([learned_from, held]).mean(dim=0)
