@@ -16,7 +16,7 @@ from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, s
 from agents.deployed import save_policy
 from agents.environments import base_env, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run
-from agents.warm_start import RECORDING_MEMORY, WarmStart, warm_start
+from agents.warm_start import WarmStart, affordable_share, warm_start
 from fl_core.registry import check_known
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
@@ -151,10 +151,12 @@ def _warm_start(model: Any, envs: Any, arguments: Arguments, federation: dict[st
         base_env(make_env(arguments.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
         for i in range(arguments.n_envs)
     ]
-    wanted = WarmStart()
-    settings = wanted.within(RECORDING_MEMORY, 4 * copies[0].config.num_clients * copies[0].layout.num_shared)
-    if settings != wanted:
-        print(f"warm start: {settings.rounds} of {wanted.rounds} rounds, to keep the recordings in a GiB of memory")
+    share = affordable_share(copies[0])
+    settings = WarmStart().shortened(share)
+    if share < 1:
+        print(
+            f"warm start: {settings.rounds} rounds, {share:.0%} of the full length, for updates and images of this size"
+        )
     total = settings.rounds + settings.clone_steps + settings.gradient_steps
     with tqdm(total=total, desc="warm start", disable=not arguments.progress) as bar:
         figures = warm_start(model.policy.trust_net, envs, copies, settings, arguments.seed, bar.update)

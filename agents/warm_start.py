@@ -8,7 +8,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -56,25 +56,28 @@ class WarmStart:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
 
-    def within(self, memory: int, round_size: int) -> "WarmStart":
-        """The same, shortened in proportion if the recorded rounds would not fit into memory; at least 32 rounds.
-
-        Args:
-            memory: Bytes for recordings.
-            round_size: Bytes of one recorded round.
-        """
-        rounds = max(min(self.rounds, memory // round_size), min(self.rounds, 32))
-        share = rounds / self.rounds
+    def shortened(self, share: float) -> "WarmStart":
+        """The same with every stage in proportion, ``share`` in (0, 1]; at least 32 rounds."""
+        share = max(share, min(32 / self.rounds, 1.0))
         return replace(
             self,
-            rounds=rounds,
+            rounds=round(share * self.rounds),
             clone_steps=ceil(share * self.clone_steps),
             gradient_steps=ceil(share * self.gradient_steps),
         )
 
 
 # All updates of a recorded round are kept: 76 kB for ten clients on digits, 4 MB on 28x28 images.
-RECORDING_MEMORY = 2**30
+_RECORDING_MEMORY = 2**30
+# Pixels of an image up to which the full length is affordable: a gradient step runs 32 models on a hundred images.
+_AFFORDABLE_PIXELS = 256
+
+
+def affordable_share(federation: Federation) -> float:
+    """Share of a full warm start that a federation's updates (memory) and images (time) allow, in (0, 1]."""
+    round_size = 4 * federation.config.num_clients * federation.layout.num_shared
+    pixels = prod(federation.dataset.image_shape)
+    return min(1.0, _RECORDING_MEMORY / (WarmStart.rounds * round_size), _AFFORDABLE_PIXELS / pixels)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from fl_core.training.sampling import cyclic
 _SCORED_SPLITS = ("validation", "test")
 # Images that go through the models together in an evaluation: more would leave the cache, and at last the memory.
 _IMAGES_AT_ONCE = 500
+# Pixels of batches that are turned into floats together, 256 MB: a thousand clients train in blocks.
+_PIXELS_AT_ONCE = 2**26
 # N models, each on images of its own kind: a part of a large test side, evenly spread over it, says enough.
 _PERSONALISED_SAMPLES = 2000
 
@@ -118,20 +121,29 @@ class Federation:
         if attacking:
             poisoned = self.attack.poison_labels(labels[:-1], self.dataset.num_classes)
             labels[:-1] = torch.where(self.malicious[:, None, None], poisoned, labels[:-1])
-        trained, self.local = self.engine.train(
-            self.shared,
-            self.local,
-            self._shifted(self.dataset.images(picks)),
-            labels,
-            objective=self.objective,
-            learning_rate=self.config.training.learning_rate,
-        )
+        trained, self.local = self._train(picks, labels)
         updates, reference = trained[:-1], trained[-1]
         if attacking:
             sent = self.attack(updates, self.malicious, self._attack_generator)
             updates = receive(sent, self.layout.num_shared)
         view = ServerView(updates, self.shared, reference, self.local[-1], self.round, self.fingerprinter)
         return Round(view, self.malicious, attacking)
+
+    def _train(self, picks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains all rows on their batches, (N + 1, K, B) indices and labels: updates (N + 1, P), local (N + 1, L)."""
+        updates, local = self.shared.new_empty(len(picks), len(self.shared)), torch.empty_like(self.local)
+        images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
+        for rows in torch.arange(len(picks)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
+            block = slice(int(rows[0]), int(rows[-1]) + 1)
+            updates[block], local[block] = self.engine.train(
+                self.shared,
+                self.local[block],
+                self._seen(picks[block], first=block.start),
+                labels[block],
+                objective=self.objective,
+                learning_rate=self.config.training.learning_rate,
+            )
+        return updates, local
 
     def apply(self, update: Tensor) -> None:
         """Ends the round: adds ``update`` (P,) to the global model."""
@@ -200,10 +212,11 @@ class Federation:
         clients = range(self.config.num_clients)
         return [draw_shift(streams.numpy(Purpose.FEATURE_SHIFT, i), scenario.feature_shift) for i in clients]
 
-    def _shifted(self, images: Tensor) -> Tensor:
-        """What the clients see of their batches, (N + 1, K, B, C, H, W); the last row is the server's."""
-        for i, shift in enumerate(self._shifts):
-            images[i] = shift(images[i])
+    def _seen(self, picks: Tensor, first: int) -> Tensor:
+        """Images (M, K, B, C, H, W) as the rows from ``first`` on see them; the last row, the server, sees no shift."""
+        images = self.dataset.images(picks)
+        for row, shift in zip(images, self._shifts[first : first + len(picks)], strict=False):
+            row.copy_(shift(row))
         return images
 
     def _network(self, seed: int) -> nn.Module:
