@@ -1,4 +1,6 @@
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,3 +15,19 @@ def _cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Callable[..., Path]:
+    """``data_dir("MNIST/raw")``: the directory in ``$OPTIGRAD_DATA`` if it holds all of these, else a skip."""
+
+    def find(*needed: str) -> Path:
+        given = os.environ.get("OPTIGRAD_DATA")
+        if not given:
+            pytest.skip("$OPTIGRAD_DATA is not set: no real data")
+        missing = [name for name in needed if not (Path(given) / name).exists()]
+        if missing:
+            pytest.skip(f"$OPTIGRAD_DATA={given} holds no {', '.join(missing)}")
+        return Path(given)
+
+    return find

@@ -4,7 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core.data import Splits, load_dataset, make_splits
+from fl_core.data import Dataset, Splits, load_dataset, make_splits
+from fl_core.data.splits import interleave_classes
 
 PARTS = ("clients", "reference", "utility", "validation", "test")
 
@@ -64,3 +65,92 @@ def test_splits_that_leave_nothing_for_the_clients_are_refused():
 def test_overlapping_splits_cannot_be_built():
     with pytest.raises(ValueError, match="overlap"):
         Splits(*(torch.tensor([i, i + 1]) for i in range(5)))
+
+
+def test_of_single_samples_the_parts_are_consecutive_pieces_of_the_interleaved_classes():
+    digits = load_dataset("digits")
+    order = interleave_classes(digits.labels[digits.train].numpy(), np.random.default_rng(5))
+    drawn = splits(5, root=101, validation=200)
+    pieces = np.split(digits.train.numpy()[order], [50, 101, 301])
+    for part, piece in zip(("reference", "utility", "validation", "clients"), pieces, strict=True):
+        assert getattr(drawn, part).tolist() == sorted(piece)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
+def test_interleaved_classes_are_balanced_in_every_prefix_and_end_with_one_of_each(labels, seed):
+    labels = np.array(labels)
+    order = interleave_classes(labels, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(labels)))
+    present = len(np.unique(labels))
+    assert len(np.unique(labels[order[-present:]])) == present
+    counts = np.bincount(labels)
+    for length in range(len(labels) - present):
+        prefix = np.bincount(labels[order[:length]], minlength=len(counts))
+        open_ = prefix < counts - 1  # classes with members left other than the last
+        if open_.any():
+            assert prefix.max() - prefix[open_].min() <= 1
+
+
+def grouped(people: int = 60, seed: int = 0, test: int = 10, classes: int = 3) -> Dataset:
+    """People of one class each, with 1 to 12 images; the last ``test`` of them are the test side."""
+    sizes = np.random.default_rng(seed).integers(1, 13, size=people)
+    groups = torch.from_numpy(np.repeat(np.arange(people), sizes))
+    side = groups >= people - test
+    return Dataset(
+        "people",
+        torch.zeros(len(groups), 1, 2, 2, dtype=torch.uint8),
+        groups % classes,
+        tuple("abcdefgh"[:classes]),
+        (~side).nonzero()[:, 0],
+        side.nonzero()[:, 0],
+        groups,
+    )
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(30, 90), st.integers(4, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_no_group_stands_in_two_parts_and_sizes_are_as_asked(people, root, validation, seed):
+    dataset = grouped(people, seed)
+    try:
+        drawn = make_splits(dataset, np.random.default_rng(seed), root=root, validation=validation)
+    except ValueError as error:
+        # 20 people or more on the train side: what they have may not be enough for so much.
+        assert f"root={root} and validation={validation} leave no sample for the clients" in str(error)
+        assert f"in {people - 10} groups" in str(error)
+        assert root + validation > 20
+        return
+    owners = [set(dataset.groups[getattr(drawn, part)].tolist()) for part in PARTS]
+    assert sum(map(len, owners)) == len(set().union(*owners))
+    assert len(drawn.reference) == root // 2
+    assert len(drawn.utility) == root - root // 2
+    assert len(drawn.validation) == validation
+    assert torch.equal(drawn.test, dataset.test)
+    # A client's groups are whole.
+    mine = torch.isin(dataset.groups, dataset.groups[drawn.clients])
+    assert drawn.clients.tolist() == mine.nonzero()[:, 0].tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_classs_last_group_stays_with_the_clients(seed):
+    # Class 3 has one person on the train side, number 3.
+    dataset = grouped(60, seed)
+    labels = dataset.labels.clone()
+    labels[(dataset.groups == 3) | (dataset.groups >= 58)] = 3
+    lonely = Dataset("people", dataset.pixels, labels, (*"abcd",), dataset.train, dataset.test, dataset.groups)
+    drawn = make_splits(lonely, np.random.default_rng(seed), root=40, validation=30)
+    assert 3 in lonely.groups[drawn.clients]
+    assert set(lonely.labels[drawn.clients].tolist()) == {0, 1, 2, 3}
+
+
+def test_root_and_validation_data_come_from_a_tenth_of_the_groups_each_where_that_is_enough():
+    # 1,000 groups of 10: a tenth for the server holds 1,000 samples, of which it takes 100, one a group.
+    groups = torch.arange(11_000) // 10
+    pixels = torch.zeros(11_000, 1, 1, 1, dtype=torch.uint8)
+    sides = torch.arange(10_000), torch.arange(10_000, 11_000)
+    dataset = Dataset("people", pixels, groups % 2, ("a", "b"), *sides, groups)
+    drawn = make_splits(dataset, np.random.default_rng(0), root=100, validation=400)
+    counts = [len(dataset.groups[part].unique()) for part in (drawn.reference, drawn.utility, drawn.validation)]
+    assert counts == [50, 50, 100]
+    assert torch.bincount(dataset.groups[drawn.validation]).max() == 4
+    assert len(drawn.clients) == 10 * (1000 - 200)
