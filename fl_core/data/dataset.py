@@ -1,5 +1,6 @@
 """A labelled image set in memory, and the registry of sets."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -49,6 +50,10 @@ class Dataset:
                 f"{self.pixels.dtype}"
             )
         samples = len(self.pixels)
+        if not samples or self.labels.dtype != torch.int64:
+            raise ValueError(
+                f"data set {self.name!r}: needs images and int64 labels, got {samples}, {self.labels.dtype}"
+            )
         if self.labels.shape != (samples,) or (self.groups is not None and self.groups.shape != (samples,)):
             raise ValueError(f"data set {self.name!r}: {samples} images need as many labels and groups")
         if int(self.labels.min()) < 0 or int(self.labels.max()) >= self.num_classes:
@@ -56,14 +61,14 @@ class Dataset:
                 f"data set {self.name!r}: labels must lie in [0, {self.num_classes}), "
                 f"got {int(self.labels.min())} to {int(self.labels.max())}"
             )
-        if not (len(self.train) and len(self.test)):
-            raise ValueError(f"data set {self.name!r} needs train and test samples")
+        sides = torch.cat([self.train, self.test])
+        if not (len(self.train) and len(self.test)) or int(sides.min()) < 0 or int(sides.max()) >= samples:
+            raise ValueError(f"data set {self.name!r}: train and test must be indices of some of its {samples} images")
+        if len(sides.unique()) < len(sides):
+            raise ValueError(f"data set {self.name!r}: an image stands in train and test, or twice in one of them")
         for name, count in zip(self.classes, torch.bincount(self.labels, minlength=self.num_classes), strict=True):
             if count < 2:
-                raise ValueError(
-                    f"data set {self.name!r}: class {name!r} has {count} image{'s' if count != 1 else ''}; a class "
-                    "needs at least two, one to learn from and one to test with"
-                )
+                raise too_few_images(self.name, name, int(count))
         if self.groups is not None:
             straddling = np.intersect1d(self.groups[self.train], self.groups[self.test])
             if len(straddling):
@@ -114,6 +119,14 @@ class Dataset:
         return None if self.groups is None else self.groups[indices].numpy()
 
 
+def too_few_images(dataset: str, name: str, count: int) -> ValueError:
+    """The error for a class that cannot be both learned and tested."""
+    return ValueError(
+        f"data set {dataset!r}: class {name!r} has {count} image{'s' if count != 1 else ''}; a class needs at least "
+        "two, one to learn from and one to test with"
+    )
+
+
 _DATASETS: Registry[Dataset] = Registry("data set")
 register_dataset = _DATASETS.register
 
@@ -136,6 +149,9 @@ def load_dataset(name: str, data_dir: str | Path | None = None, *, download: boo
     Raises:
         ValueError: Unknown name or option, or a file that is missing or damaged; the message names the file.
     """
+    wrong = [f"{key}={value!r}" for key, value in options.items() if not isinstance(value, Hashable)]
+    if wrong:
+        raise ValueError(f"data set {name!r}: options must be plain values, got {', '.join(wrong)}")
     return _load(name, Source(data_directory(data_dir), download), tuple(sorted(options.items())))
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from sklearn.model_selection import StratifiedGroupKFold, train_test_split
 from tqdm import tqdm
 
-from fl_core.data.dataset import Dataset, register_dataset
+from fl_core.data.dataset import Dataset, register_dataset, too_few_images
 from fl_core.data.location import Source, decoded_directory
 from fl_core.files import write_atomically
 
@@ -26,7 +26,7 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _LAYOUT = "train/CLASS/*.png and, if there is a test side of its own, test/CLASS/*.png"
 _TEST_SHARE = 0.25
 _DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
-_GREY = {"1", "L", *_DEEP_GREY}
+_GREY = {"1", "L", "LA", "La", *_DEEP_GREY}
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,15 @@ def chest_xray(source: Source, image_size: int | None = None) -> Dataset:
 
 
 def _load_folder(name: str, folder: Path, image_size: int | None, group_pattern: str | None) -> Dataset:
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, got {image_size}")
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise ValueError(f"image_size must be a whole number of pixels, at least 1, got {image_size!r}")
     classes, files = _scan(name, folder)
     labels = torch.tensor([file.label for file in files])
     groups = None if group_pattern is None else torch.from_numpy(_groups(name, files, group_pattern))
     pixels = torch.from_numpy(_decoded(name, folder, files, image_size))
     test = torch.tensor([file.test for file in files])
     if not test.any():
-        test[_held_out(labels.numpy(), None if groups is None else groups.numpy())] = True
+        test[_held_out(name, classes, labels.numpy(), None if groups is None else groups.numpy())] = True
     return Dataset(name, pixels, labels, classes, (~test).nonzero()[:, 0], test.nonzero()[:, 0], groups)
 
 
@@ -131,14 +131,34 @@ def _groups(name: str, files: Sequence[_File], pattern: str) -> NDArray[np.int64
     return numbers
 
 
-def _held_out(labels: NDArray[np.int64], groups: NDArray[np.int64] | None) -> NDArray[np.int64]:
+def _held_out(
+    name: str, classes: Sequence[str], labels: NDArray[np.int64], groups: NDArray[np.int64] | None
+) -> NDArray[np.int64]:
+    """A quarter of the images, alike in classes; of grouped images, of the groups."""
+    folds = round(1 / _TEST_SHARE)
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < 2:
+        raise too_few_images(name, classes[int(counts.argmin())], int(counts.min()))
+    if groups is not None and len(np.unique(groups)) < folds:
+        raise ValueError(
+            f"data set {name!r}: {len(np.unique(groups))} groups cannot be divided into train and test; there must be "
+            f"{folds} at least, or a test folder"
+        )
     samples = np.arange(len(labels))
     if groups is None:
+        if round(_TEST_SHARE * len(labels)) < len(classes):
+            raise ValueError(
+                f"data set {name!r}: a quarter of {len(labels)} images does not hold all {len(classes)} classes; add "
+                "images, or a test folder"
+            )
         held: NDArray[np.int64] = train_test_split(samples, test_size=_TEST_SHARE, stratify=labels, random_state=0)[1]
         return held
-    folds = StratifiedGroupKFold(round(1 / _TEST_SHARE), shuffle=True, random_state=0)
-    _, held = next(folds.split(samples, labels, groups))
-    return np.asarray(held, dtype=np.int64)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        # A class with fewer groups than folds is on one side only; there is nothing that could be done about it.
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        _, fold = next(splitter.split(samples, labels, groups))
+    return np.asarray(fold, dtype=np.int64)
 
 
 def _decoded(name: str, folder: Path, files: Sequence[_File], image_size: int | None) -> NDArray[np.uint8]:
@@ -195,7 +215,7 @@ def _decode_file(name: str, path: Path, image_size: int | None) -> NDArray[np.ui
         with Image.open(path) as file:
             file.load()
             image = _eight_bit(file)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"data set {name!r}: {path} cannot be decoded ({error}); replace or remove the file"
         ) from error
@@ -208,4 +228,8 @@ def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_GREY:
         # Scans of 12 or 16 bits; Pillow's own conversion would cut everything above 255 to white.
         return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no fixed range; save them as 8 or 16 bits")
+    if image.mode == "P":
+        image = image.convert("RGBA")  # a palette may be partly transparent
     return image.convert("L" if image.mode in _GREY else "RGB")

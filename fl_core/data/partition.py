@@ -217,6 +217,7 @@ def label_skew(
             chosen = int(others.argmax()) if others.max() > 0 else int((room / np.maximum(targets, 1e-9)).argmax())
             owner[unit] = chosen
             room[chosen] -= 1
+    _exchange(units.labels, owner, owns, np.concatenate(left))
     return _accept(units, owner, num_clients, f"q={q}")
 
 
@@ -308,6 +309,8 @@ def by_group(
 def _units(labels: Integers, num_clients: int, groups: Integers | None, minimum: int = 1) -> _Units:
     if num_clients < 1:
         raise ValueError(f"num_clients must be at least 1, got {num_clients}")
+    if minimum < 1:
+        raise ValueError(f"minimum must be at least 1 sample a client, got {minimum}")
     units = units_of(labels, groups)
     if groups is not None and num_clients > len(units):
         raise ValueError(
@@ -365,6 +368,16 @@ def _main_classes(labels: Integers, num_clients: int, generator: np.random.Gener
         clients[(counts[present] / clients).argmax()] += 1
     owns[generator.permutation(num_clients), np.repeat(present, clients)] = True
     return owns
+
+
+def _exchange(labels: Integers, owner: Integers, owns: NDArray[np.bool_], moved: Integers) -> None:
+    """Exchanges units that found room with their own class's clients only against units placed before them."""
+    for unit in moved[owns[owner[moved], labels[moved]]]:
+        home = owner[unit]
+        fits = ~owns[owner[moved], labels[unit]] & ~owns[home, labels[moved]]
+        if fits.any():
+            other = moved[fits.argmax()]
+            owner[unit], owner[other] = owner[other], home
 
 
 def _whole(shares: NDArray[np.float64], total: int) -> Integers:

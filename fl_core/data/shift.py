@@ -1,7 +1,7 @@
 """Feature shift: every client sees the same kind of things through another camera."""
 
 from dataclasses import dataclass
-from math import cos, exp, inf, pi, sin
+from math import cos, exp, pi, sin
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ def draw_shift(generator: np.random.Generator, strength: float) -> FeatureShift:
     """A client's shift: log-contrast in ±0.7, brightness in ±0.7, blur in 0 to 1, rotation in ±30°, times strength.
 
     Raises:
-        ValueError: A negative or infinite strength.
+        ValueError: A strength outside [0, 10].
     """
     check_strength(strength)
     contrast, brightness, blur, rotation = generator.uniform(-1, 1, size=4)
@@ -56,9 +56,9 @@ def draw_shift(generator: np.random.Generator, strength: float) -> FeatureShift:
 
 
 def check_strength(strength: float) -> None:
-    """Raises a ValueError, if a strength is negative or not finite."""
-    if not 0 <= strength < inf:
-        raise ValueError(f"feature_shift must be 0 or more and finite, got {strength}")
+    """Raises a ValueError, if a strength is negative or beyond all recognition (contrast e^±7)."""
+    if not 0 <= strength <= 10:
+        raise ValueError(f"feature_shift must lie in [0, 10], got {strength}")
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
@@ -71,6 +71,10 @@ def _blurred(images: Tensor, sigma: float) -> Tensor:
 
 def _rotated(images: Tensor, degrees: float) -> Tensor:
     angle = degrees * pi / 180
-    turn = torch.tensor([[cos(angle), -sin(angle), 0.0], [sin(angle), cos(angle), 0.0]])
+    height, width = images.shape[-2:]
+    # Coordinates run from -1 to 1 along either side, so that of an image that is not square a plain turn is a shear.
+    turn = torch.tensor(
+        [[cos(angle), -sin(angle) * height / width, 0.0], [sin(angle) * width / height, cos(angle), 0.0]]
+    )
     grid = F.affine_grid(turn[None], [1, *images.shape[1:]], align_corners=False)
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), padding_mode="border", align_corners=False)

@@ -1,12 +1,13 @@
 """The networks that clients train. All but ResNet are an ``nn.Sequential``, which the stacked engine can read."""
 
 import inspect
-from collections.abc import Callable, Sequence
+import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fl_core.data.vision import import_torchvision
 from fl_core.registry import Registry, check_known
@@ -50,6 +51,7 @@ def mlp(
     image_shape: ImageShape, num_classes: int, hidden: Sequence[int] = (200, 200), norm: str = "batch"
 ) -> nn.Sequential:
     """Dense layers with normalisation and ReLU; the two of 200 are "2NN" of McMahan et al. 2017 (arXiv 1602.05629)."""
+    _norm(norm, 1, nn.BatchNorm1d)  # an unknown one is an error without hidden layers too
     channels, height, width = image_shape
     features = channels * height * width
     layers: list[nn.Module] = [nn.Flatten()]
@@ -155,8 +157,12 @@ def _load_matching(network: nn.Module, path: Path) -> None:
     try:
         # weights_only: a state dict is data, and loading it runs no code.
         given = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"weights {path} cannot be read as a state dict: {error}") from error
+    except OSError as error:
+        raise ValueError(f"weights {path} cannot be read: {error}") from error
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise ValueError(f"weights {path} is no file of torch.save(network.state_dict(), ...)") from error
+    if not (isinstance(given, Mapping) and all(isinstance(value, Tensor) for value in given.values())):
+        raise ValueError(f"weights {path} holds no state dict, a mapping from names to tensors")
     own = network.state_dict()
     matching = {name: value for name, value in given.items() if name in own and value.shape == own[name].shape}
     if not matching:

@@ -68,8 +68,12 @@ class SequentialEngine:
             if isinstance(module, _BatchNorm) and module.track_running_stats:
                 # A hostile update may have pushed a shared running variance below zero.
                 models[f"{name}.running_var"] = models[f"{name}.running_var"].clamp_min(0)
-        rows = [{name: value[m] for name, value in models.items()} for m in range(len(shared))]
-        return torch.stack([functional_call(network, row, (images,)) for row in rows])
+        outputs = []
+        for m in range(len(shared)):
+            row = {name: value[m] for name, value in models.items()}
+            with _gradient_through_statistics(network, row) as tensors:
+                outputs.append(functional_call(network, tensors, (images,)))
+        return torch.stack(outputs)
 
     def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
         """See ``Engine.reestimate``."""
@@ -80,11 +84,48 @@ class SequentialEngine:
             # functional_call hands the very tensors of this dict to the modules, which write statistics into them; what
             # they write has no gradient, so the statistics are taken from the modules' inputs.
             row = {name: value[m].clone() for name, value in models.items()}
+            row |= {entry.name: row[entry.name].detach() for entry in self._layout.entries if not entry.trainable}
             with _input_statistics(network) as statistics:
                 functional_call(network, row, (images,))
             tensors = {name: value[None] for name, value in (row | statistics).items()}
             rows.append(self._layout.pack(tensors)[1][0])
         return torch.stack(rows)
+
+
+@contextmanager
+def _gradient_through_statistics(network: nn.Module, row: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Tensors for a pass with running statistics; while active, statistics that want a gradient get one.
+
+    PyTorch's BatchNorm refuses such statistics. It is given detached ones, and its output is replaced by the same
+    numbers, spelled out.
+    """
+
+    def spelled_out(name: str) -> Callable[[_BatchNorm, tuple[Tensor, ...], Tensor], Tensor]:
+        def hook(module: _BatchNorm, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            shape = [1, -1] + [1] * (inputs[0].ndim - 2)
+            mean, variance = (row[f"{name}.{key}"].view(shape) for key in ("running_mean", "running_var"))
+            normalised = (inputs[0] - mean) * torch.rsqrt(variance + module.eps)
+            if not module.affine:
+                return normalised
+            return normalised * row[f"{name}.weight"].view(shape) + row[f"{name}.bias"].view(shape)
+
+        return hook
+
+    wanted = [
+        (name, module)
+        for name, module in network.named_modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats and row[f"{name}.running_mean"].requires_grad
+    ]
+    detached = {f"{name}.{key}": row[f"{name}.{key}"].detach() for name, _ in wanted for key in _STATISTICS}
+    handles = [module.register_forward_hook(spelled_out(name)) for name, module in wanted]
+    try:
+        yield row | detached
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+_STATISTICS = ("running_mean", "running_var")
 
 
 @contextmanager

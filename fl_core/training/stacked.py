@@ -188,16 +188,22 @@ def _conv2d(module: nn.Module, name: str, x: _Activation, context: _Context) -> 
 
 
 def _batchnorm1d(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
-    """As on feature maps of one pixel."""
+    return _as_maps(_batchnorm, module, name, x, context)
+
+
+def _as_maps(layer: _Layer, module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
+    """Runs a layer of feature maps on vectors, as on maps of one pixel."""
     assert x.vectors is not None
     maps = x.vectors.transpose(0, 1).flatten(1)[:, :, None, None]
-    normalised = _batchnorm(module, name, _Activation(x.models, maps=maps), context).maps
-    assert normalised is not None
-    return _Activation(x.models, vectors=normalised.view(len(maps), x.models, -1).transpose(0, 1))
+    result = layer(module, name, _Activation(x.models, maps=maps), context).maps
+    assert result is not None
+    return _Activation(x.models, vectors=result.view(len(maps), x.models, -1).transpose(0, 1))
 
 
 def _groupnorm(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
     assert isinstance(module, nn.GroupNorm)
+    if x.vectors is not None:
+        return _as_maps(_groupnorm, module, name, x, context)
     assert x.maps is not None
     maps = x.maps.repeat(1, x.models, 1, 1) if x.common else x.maps
     weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]

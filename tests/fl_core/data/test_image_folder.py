@@ -161,7 +161,7 @@ def test_mixed_sizes_are_refused_with_two_files_and_their_sizes(tmp_path):
 
 @pytest.mark.parametrize("size", [0, -5])
 def test_an_image_size_below_one_is_refused(tmp_path, size):
-    with pytest.raises(ValueError, match=f"image_size must be at least 1 pixel, got {size}"):
+    with pytest.raises(ValueError, match=f"image_size must be a whole number of pixels, at least 1, got {size}"):
         load(fill(tmp_path, a=4, b=4), image_size=size)
 
 

@@ -182,9 +182,9 @@ def test_weights_that_are_none_are_refused_by_the_files_name(tmp_path):
     (tmp_path / "zip").write_bytes(b"PK\x03\x04 and no more")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other")
     for name, message in (
-        ("missing", "cannot be read as a state dict"),
-        ("empty", "cannot be read as a state dict"),
-        ("zip", "cannot be read as a state dict"),
+        ("missing", "cannot be read"),
+        ("empty", "is no file of torch.save"),
+        ("zip", "is no file of torch.save"),
         ("other", "none of its 1 tensors fits ResNet-18"),
     ):
         with pytest.raises(ValueError, match=message) as error:
