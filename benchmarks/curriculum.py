@@ -44,7 +44,7 @@ COLUMNS = ("what", "pretraining", "digits_rounds", "seed", "value", "accuracy", 
 class Arguments:
     """Times the made-up federations and measures what pre-training on them is worth."""
 
-    seeds: int = 3
+    seeds: int = 5
     """Policies for each cell, from seed 0 upwards."""
     rounds: int = 1200
     """Rounds of pre-training; the steps of both stages are in proportion, as in the warm start."""

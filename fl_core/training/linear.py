@@ -51,7 +51,7 @@ class LinearEngine:
         clients, steps, batch = labels.shape
         x = images.flatten(3).to(shared.dtype)
         weight, bias = self._cut(shared[None])
-        outputs = torch.addmm(bias[0], x.view(-1, self._features), weight[0].T).view(*labels.shape, -1)
+        outputs = torch.addmm(bias[0], x.reshape(-1, self._features), weight[0].T).view(*labels.shape, -1)
         updates = shared.new_zeros(clients, len(shared))
         step_weight, step_bias = self._cut(updates)
         kept, rate = 1 - learning_rate * objective.mu, learning_rate / batch
