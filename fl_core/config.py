@@ -26,6 +26,7 @@ class FederationConfig:
         num_clients: N.
         objective: ``fedavg``, ``fedprox``, ``fedbn`` or ``fedbn_prox``.
         mu: Weight of the proximal term, for the objectives that have one.
+        loss: What clients minimise, ``cross_entropy`` or ``squared``. Models are scored by cross-entropy either way.
         training: Each client's local work in a round.
         weighting: How trust becomes an update.
         engine: Training engine; ``auto`` is the fastest that is built and can run the network.
@@ -46,6 +47,7 @@ class FederationConfig:
     num_clients: int = 10
     objective: str = "fedbn_prox"
     mu: float = 0.1
+    loss: str = "cross_entropy"
     training: LocalTraining = field(default_factory=LocalTraining)
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
     engine: str = "auto"
@@ -60,7 +62,7 @@ class FederationConfig:
             raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
         if self.simulated_rounds < 1:
             raise ValueError(f"simulated_rounds must be at least 1, got {self.simulated_rounds}")
-        make_objective(self.objective, self.mu)
+        make_objective(self.objective, self.mu, self.loss)
         make_shapley(self.shapley)
         for name in ("dataset_options", "network_options"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))

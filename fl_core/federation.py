@@ -65,7 +65,7 @@ class Federation:
         self.config = config
         self.dataset, self.splits = _data(config)
         network = self._network(seed=0)
-        self.objective = make_objective(config.objective, config.mu)
+        self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout)
         if config.num_clients > len(self.splits.clients):

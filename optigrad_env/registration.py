@@ -8,6 +8,7 @@ _ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
 
 # Lists, not tuples: an id's arguments must survive JSON. Step sizes and lengths were chosen on validation data, without
 # attack.
+_LINEAR: dict[str, Any] = {"network": "mlp", "network_options": {"hidden": []}}
 _CNN_28: dict[str, Any] = {
     "network_options": {"channels": [16, 32], "hidden": 64},
     "local_steps": 5,
@@ -24,6 +25,8 @@ _CNN_32_OF_FOLDER: dict[str, Any] = {
 
 ENVIRONMENTS: dict[str, dict[str, Any]] = {
     "OptiGrad/Digits-v0": {"dataset": "digits"},
+    "OptiGrad/Softmax-v0": {"dataset": "gaussian_clusters", **_LINEAR, "learning_rate": 0.2},
+    "OptiGrad/Quadratic-v0": {"dataset": "gaussian_clusters", **_LINEAR, "loss": "squared", "learning_rate": 0.04},
     "OptiGrad/MNIST-v0": {"dataset": "mnist", **_CNN_28},
     "OptiGrad/FashionMNIST-v0": {"dataset": "fashion_mnist", **_CNN_28},
     "OptiGrad/CIFAR10-v0": {"dataset": "cifar10", **_CNN_28},

@@ -1,6 +1,6 @@
 """Data sets, their partition among clients, and the splits that keep train, root, validation and test apart."""
 
-from fl_core.data import digits, image_folder, published  # noqa: F401  (importing registers)
+from fl_core.data import digits, image_folder, published, synthetic  # noqa: F401  (importing registers)
 from fl_core.data.dataset import Dataset, dataset_names, load_dataset, register_dataset
 from fl_core.data.partition import (
     by_group,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fl_core.models.parameters import ParameterLayout
 from fl_core.registry import check_known
+from fl_core.training.linear import LinearEngine
 from fl_core.training.native import NativeEngine, is_built
 from fl_core.training.objective import Objective
 from fl_core.training.sequential import SequentialEngine
@@ -110,8 +111,11 @@ def _say_if_not_built() -> None:
 
 
 def _make_auto(network: nn.Module, layout: ParameterLayout) -> Engine:
-    """The fastest engine that can run the network: native if it is built, then stacked, then sequential."""
-    _say_if_not_built()
+    """The fastest engine that can run the network: linear, native if it is built, stacked, sequential."""
+    try:
+        return LinearEngine(network, layout)
+    except ValueError:
+        _say_if_not_built()
     for engine in (NativeEngine, StackedEngine):
         try:
             return engine(network, layout)
@@ -124,6 +128,7 @@ _ENGINES: dict[str, Callable[[nn.Module, ParameterLayout], Engine]] = {
     "sequential": SequentialEngine,
     "stacked": StackedEngine,
     "native": NativeEngine,
+    "linear": LinearEngine,
     "auto": _make_auto,
 }
 

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fl_core.models.parameters import ParameterLayout
@@ -51,7 +50,7 @@ class SequentialEngine:
         optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
         for x, y in zip(images, labels, strict=True):
             optimizer.zero_grad()
-            F.cross_entropy(network(x), y).backward()
+            (objective.total_loss(network(x), y) / len(y)).backward()
             for name in anchored:
                 # The gradient of the proximal term in closed form, mu·(w − w_global), rather than through autograd.
                 weight = network.get_parameter(name)

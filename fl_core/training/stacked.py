@@ -117,7 +117,7 @@ class StackedEngine:
             maps = images[:, step].transpose(0, 1).flatten(1, 2).contiguous(memory_format=torch.channels_last)
             outputs = self._forward(_Activation(models, maps=maps), context)
             # The sum over clients of each client's mean loss: no client's gradient touches another's weights.
-            loss = F.cross_entropy(outputs.flatten(0, 1), labels[:, step].flatten(), reduction="sum") / batch
+            loss = objective.total_loss(outputs.flatten(0, 1), labels[:, step].flatten()) / batch
             gradients = torch.autograd.grad(loss, weights)
             with torch.no_grad():
                 if objective.mu:

@@ -16,7 +16,7 @@ from torch import Tensor
 import optigrad_env  # noqa: F401  (importing registers)
 from fl_core.attacks import Attack, base, register_attack
 
-# What an id looks for in the data directory; the last two need nothing that is not here.
+# What an id looks for in the data directory; the last ones need nothing that is not here.
 FILES = {
     "OptiGrad/MNIST-v0": "MNIST/raw",
     "OptiGrad/FashionMNIST-v0": "FashionMNIST/raw",
@@ -25,6 +25,8 @@ FILES = {
     "OptiGrad/ChestXray-v0": "chest_xray",
     "OptiGrad/ImageFolder-v0": None,
     "OptiGrad/Digits-v0": None,
+    "OptiGrad/Softmax-v0": None,
+    "OptiGrad/Quadratic-v0": None,
 }
 
 

@@ -17,7 +17,8 @@ class NativeEngine:
 
     Runs float32 on the CPU, for networks of the ``small_cnn`` family, on ``torch.get_num_threads()`` threads; a
     client's result does not depend on their number. What it cannot do goes to the stacked engine: other dtypes, other
-    devices, and calls in which a gradient is wanted (gradients enabled and an argument that requires one).
+    devices, losses other than cross-entropy, and calls in which a gradient is wanted (gradients enabled and an
+    argument that requires one).
 
     Raises:
         ValueError: The library is not built, or the network is not of the family.
@@ -46,7 +47,7 @@ class NativeEngine:
         Raises:
             ValueError: Shapes do not fit each other or the network, or a label is out of range.
         """
-        if not _is_native(shared, local, images):
+        if not _is_native(shared, local, images) or objective.loss != "cross_entropy":
             return self._stacked.train(shared, local, images, labels, objective=objective, learning_rate=learning_rate)
         clients = len(local) if local.ndim else 0
         _check("shared", shared, (self._layout.num_shared,))

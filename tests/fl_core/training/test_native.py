@@ -354,7 +354,7 @@ def test_other_networks_are_refused_with_what_is_known_and_auto_takes_another_en
     layout = ParameterLayout(network, local_batchnorm=True)
     with pytest.raises(ValueError, match=r"the native engine runs an nn.Sequential of two blocks Conv2d"):
         make_engine("native", network, layout)
-    assert make_engine("auto", network, layout).name in ("stacked", "sequential")
+    assert make_engine("auto", network, layout).name in ("linear", "stacked", "sequential")
 
 
 def test_engines_say_their_name_and_auto_says_what_it_picked():
