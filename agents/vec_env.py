@@ -21,6 +21,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 Infos = list[dict[str, Any]]
 
+_DEAD = "a worker process of the training environments has died; was memory short?"
+
 
 class FederationVecEnv(VecEnv):
     """A vector environment of this process as a ``VecEnv``, with each episode's return as ``Monitor`` would report it.
@@ -47,14 +49,14 @@ class FederationVecEnv(VecEnv):
 
     def reset(self) -> NDArray[np.float32]:
         """Begins an episode in every environment, with the seeds and options that were set for this reset."""
-        for i in range(self.num_envs):  # one by one, because each may have options of its own
-            only = {"reset_mask": np.arange(self.num_envs) == i}
-            observations, infos = self.envs.reset(seed=list(self._seeds), options={**self._options[i], **only})
-            self.reset_infos[i] = _info_of(infos, i)
+        # One by one, because each may have options of its own; a same-step vector environment keeps no state to reset.
+        observations = np.empty((self.num_envs, *(self.observation_space.shape or ())), dtype=np.float32)
+        for i, env in enumerate(self.envs.envs):
+            observations[i], self.reset_infos[i] = env.reset(seed=self._seeds[i], options=self._options[i] or None)
         self._returns[:], self._lengths[:] = 0, 0
         self._reset_seeds()
         self._reset_options()
-        return np.asarray(observations)
+        return observations
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Keeps the actions for ``step_wait``."""
@@ -131,14 +133,14 @@ class WorkerVecEnv(VecEnv):
         # Not `fork`: it copies locks that other threads hold.
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         self._remotes: list[Connection] = []
-        self._processes: list[Any] = []
+        self.processes: list[Any] = []
         for make in makers:
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, CloudpickleWrapper(make)), daemon=True)  # type: ignore[attr-defined]
             process.start()
             theirs.close()
             self._remotes.append(ours)
-            self._processes.append(process)
+            self.processes.append(process)
         try:
             described = [_answer(remote) for remote in self._remotes]
         except BaseException:
@@ -160,7 +162,7 @@ class WorkerVecEnv(VecEnv):
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Sends each worker its actions."""
         for remote, share in zip(self._remotes, self._shares(), strict=True):
-            remote.send(("step_as", (np.asarray(actions[share]),), {}))
+            _send(remote, "step_as", np.asarray(actions[share]))
 
     def step_wait(self) -> VecEnvStepReturn:
         """See ``FederationVecEnv.step_wait``."""
@@ -178,7 +180,7 @@ class WorkerVecEnv(VecEnv):
         """Ends the workers; one in the middle of a step ends when it wants to answer."""
         for remote in self._remotes:
             remote.close()
-        for process in self._processes:
+        for process in self.processes:
             process.join()
 
     def get_images(self) -> Sequence[NDArray[np.uint8] | None]:
@@ -213,14 +215,14 @@ class WorkerVecEnv(VecEnv):
         asked = sorted(set(owners))
         for owner in asked:
             own = [i - int(self._first[owner]) for i, o in zip(wanted, owners, strict=True) if o == owner]
-            self._remotes[owner].send((name, args, {**kwargs, "indices": own}))
+            _send(self._remotes[owner], name, *args, **kwargs, indices=own)
         answers = _answers([self._remotes[owner] for owner in asked])
         found = {owner: iter(answer or ()) for owner, answer in zip(asked, answers, strict=True)}
         return [next(found[owner], None) for owner in owners]
 
     def _ask(self, owners: Sequence[int], name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         for owner, args in zip(owners, arguments, strict=True):
-            self._remotes[owner].send((name, args, {}))
+            _send(self._remotes[owner], name, *args)
         return _answers([self._remotes[owner] for owner in owners])
 
 
@@ -290,11 +292,18 @@ def _answers(remotes: Sequence[Connection]) -> list[Any]:
     return answers
 
 
+def _send(remote: Connection, name: str, *args: Any, **kwargs: Any) -> None:
+    try:
+        remote.send((name, args, kwargs))
+    except BrokenPipeError:
+        raise RuntimeError(_DEAD) from None
+
+
 def _receive(remote: Connection) -> Any:
     try:
         return remote.recv()
     except (EOFError, ConnectionResetError):
-        raise RuntimeError("a worker process of the training environments has died; was memory short?") from None
+        raise RuntimeError(_DEAD) from None
 
 
 def _info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:
