@@ -132,6 +132,7 @@ class WorkerVecEnv(VecEnv):
         methods = multiprocessing.get_all_start_methods()
         # Not `fork`: it copies locks that other threads hold.
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        context.set_forkserver_preload([__name__, "optigrad_env"])  # PyTorch is imported once, not in every worker
         self._remotes: list[Connection] = []
         self.processes: list[Any] = []
         for make in makers:
