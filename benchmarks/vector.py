@@ -1,4 +1,5 @@
-"""Times steps of several digits federations: how many in a process, and in how many processes.
+"""Times steps of several digits federations: how many in a process, and in how many processes. And what it would save
+to evaluate the models of all federations of a process in one call of the engine.
 
     python benchmarks/vector.py
 
@@ -23,6 +24,7 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.environments import make_training_envs
+from fl_core import Federation, configure
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,46 @@ def main(arguments: Arguments) -> None:
             made.close()
     base = rates[settings[0]]
     rows = [
-        {
-            "envs": envs,
-            "processes": processes,
-            "clients": arguments.clients,
-            "steps_per_second": round(statistics.median(rates[envs, processes]), 1),
-            "relative": round(statistics.median(a / b for a, b in zip(rates[envs, processes], base, strict=True)), 2),
-        }
-        for envs, processes in settings
+        _row("steps a second", envs, processes, rates[envs, processes], base, arguments) for envs, processes in settings
     ]
+    each, together = time_evaluation(max(arguments.envs), arguments)
+    rows.append(_row("ms a step: evaluation, a call each", max(arguments.envs), 1, each, each, arguments))
+    rows.append(_row("ms a step: evaluation, one call", max(arguments.envs), 1, together, each, arguments))
     write(rows, arguments.out)
+
+
+def _row(
+    what: str, envs: int, processes: int, values: list[float], base: list[float], arguments: Arguments
+) -> dict[str, Any]:
+    relative = statistics.median(a / b for a, b in zip(values, base, strict=True))
+    return {
+        "what": what,
+        "envs": envs,
+        "processes": processes,
+        "clients": arguments.clients,
+        "median": round(statistics.median(values), 3),
+        "relative": round(relative, 2),
+    }
+
+
+def time_evaluation(envs: int, arguments: Arguments) -> tuple[list[float], list[float]]:
+    """Milliseconds a step that the engine takes to score two models of each federation: a call each, or one call.
+
+    An upper bound of what batching could save: here all federations have the same images, which in truth they have not.
+    """
+    federation = Federation(configure(num_clients=arguments.clients))
+    images = federation.dataset.images(federation.splits.validation)
+    shared, local = (tensor.repeat(2 * envs, 1) for tensor in federation.initial_model())
+
+    def score(models: int) -> float:
+        started = time.perf_counter()
+        for some, theirs in zip(shared.split(models), local.split(models), strict=True):
+            statistics_ = federation.engine.reestimate(some, theirs, federation.simulator.images)
+            federation.engine.logits(some, statistics_, images)
+        return 1e3 * (time.perf_counter() - started) / envs
+
+    pairs = [(score(2), score(2 * envs)) for _ in range(10 * arguments.turns)]
+    return [each for each, _ in pairs], [together for _, together in pairs]
 
 
 def time_turns(opened: dict[tuple[int, int], VecEnv], turns: int, steps: int) -> dict[tuple[int, int], list[float]]:
