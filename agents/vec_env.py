@@ -21,7 +21,10 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 Infos = list[dict[str, Any]]
 
-_DEAD = "a worker process of the training environments has died; was memory short?"
+_DEAD = (
+    "a worker process of the training environments has died; was memory short, or does the script that made them lack "
+    "`if __name__ == '__main__':`?"
+)
 
 
 class FederationVecEnv(VecEnv):
