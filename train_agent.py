@@ -38,7 +38,7 @@ class Arguments:
     """Federated rounds to learn from, over all environments, rounded up to whole rollouts of at most 512; those of the
     warm start are extra."""
     n_envs: int = 2
-    """Environments, a process each and with root data of its own each: more are more diverse, not only faster."""
+    """Environments, each with root data of its own, shared out over one process a core: more are more diverse."""
     num_clients: int | None = None
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     data_dir: Path | None = None

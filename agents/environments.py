@@ -1,14 +1,15 @@
-"""Training environments: one process each, one thread a process."""
+"""Training environments: one process a core, one thread a process."""
 
-import signal
-from collections.abc import Callable
+import os
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import gymnasium as gym
-import torch
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from stable_baselines3.common.vec_env import VecEnv
 
+from agents.vec_env import FederationVecEnv, WorkerVecEnv
 from fl_core.registry import check_known
 from optigrad_env import OptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
@@ -38,43 +39,41 @@ def base_env(env: gym.Env[Any, Any]) -> OptiGradEnv:
     return inner
 
 
-def make_training_envs(env_id: str, count: int, seed: int, **kwargs: Any) -> VecEnv:
-    """``count`` environments, each with its own draw of root and validation data, in a process of its own.
+def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | None = None, **kwargs: Any) -> VecEnv:
+    """``count`` environments, each with its own draw of root and validation data, shared out over worker processes.
+
+    What they play does not depend on how they are shared out.
 
     Args:
         env_id: Registered id.
-        count: Number of environments; 1 stays in this process.
+        count: Number of environments.
         seed: Seed of the first; the others follow.
+        processes: Number of processes, by default one a core, and never more than environments. One is this process.
         **kwargs: Of the environment.
 
     Raises:
-        ValueError: ``count`` below 1.
+        ValueError: Unknown id, a wrong argument, or ``count`` or ``processes`` below 1.
     """
+    check_known("environment id", [env_id], environment_ids())
     if count < 1:
         raise ValueError(f"n-envs must be at least 1, got {count}")
-    makers = [_maker(env_id, {**kwargs, "split_seed": TRAINING_SPLITS + i}) for i in range(count)]
-    envs: VecEnv
-    if count == 1:
-        envs = DummyVecEnv(makers)
-    else:
-        envs = SubprocVecEnv([_in_worker(make) for make in makers], start_method="forkserver")
+    if processes is not None and processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}")
+    processes = min(count, processes or available_cores())
+    edges = [TRAINING_SPLITS + count * i // processes for i in range(processes + 1)]
+    makers = [partial(_share, env_id, last - first, {**kwargs, "split_seed": first}) for first, last in pairwise(edges)]
+    envs = makers[0]() if processes == 1 else WorkerVecEnv(makers)
     envs.seed(seed)
     return envs
 
 
-def _maker(env_id: str, kwargs: dict[str, Any]) -> Callable[[], gym.Env[Any, Any]]:
-    def make() -> gym.Env[Any, Any]:
-        return Monitor(RoundRecorder(make_env(env_id, **kwargs)))
-
-    return make
+def available_cores() -> int:
+    """Number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _in_worker(make: Callable[[], gym.Env[Any, Any]]) -> Callable[[], gym.Env[Any, Any]]:
-    def make_in_worker() -> gym.Env[Any, Any]:
-        # One thread a process: a second one does nothing for small networks and waits for the other processes'.
-        torch.set_num_threads(1)
-        # Ctrl-C is for the main process, which then closes the workers in order.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        return make()
-
-    return make_in_worker
+def _share(env_id: str, count: int, kwargs: dict[str, Any]) -> VecEnv:
+    """Environments of one process; ``split_seed`` is the first one's, and the others' follow."""
+    envs = gym.make_vec(env_id, count, autoreset_mode=AutoresetMode.SAME_STEP, around=(RoundRecorder,), **kwargs)
+    assert isinstance(envs, SyncVectorEnv)
+    return FederationVecEnv(envs)

@@ -35,12 +35,12 @@ def score(logits: Tensor, labels: Tensor) -> Metrics:
     """
     num_classes = logits.shape[-1]
     finite = logits.isfinite().all(dim=-1)
-    correct = (logits.argmax(dim=-1) == labels) & finite
+    correct = ((logits.argmax(dim=-1) == labels) & finite).double()
     classes = F.one_hot(labels, num_classes).double()
     return Metrics(
-        accuracy=correct.double().mean(dim=1),
+        accuracy=correct.mean(dim=1),
         loss=capped_cross_entropy(logits, labels).mean(dim=1),
-        class_accuracy=correct.double() @ classes / classes.sum(dim=0),
+        class_accuracy=correct @ classes / classes.sum(dim=0),
     )
 
 

@@ -96,6 +96,8 @@ class OptiGradEnv(gym.Env[Observation, Action]):
     - `scenarios`: a `ScenarioDistribution`, or a mapping of its fields.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
 
+    Several federations in one process: `gym.make_vec("OptiGrad/Digits-v0", num_envs=8)`, see `OptiGradVectorEnv`.
+
     ## Version History
 
     * v0: Initial version.
@@ -120,6 +122,8 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         if render_mode is not None:
             check_known("render_mode", [render_mode], self.metadata["render_modes"])
         federation = {"split_seed": TRAINING_SPLITS, **federation}
+        # A step asks no more of it than reset, local_round, apply and evaluate, its round and scenario, how trust is
+        # weighed (config.weighting) and the engine's name. Whatever has these can take its place.
         self.federation = Federation(configure(num_clients=num_clients, **federation))
         self.rounds = rounds
         self.render_mode = render_mode
@@ -138,7 +142,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         scenario = self.scenarios.sample(self.np_random, options)
         self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
         self._round = self.federation.local_round()
-        self._measure(self._round.view.updates.new_zeros(1, self.federation.layout.num_shared))
+        self._measure(torch.zeros_like(self._round.view.updates[:1]))
         self._accuracies = [self._accuracy]
         self._aggregate: Aggregate | None = None
         return self._observation(self._round), self._info(self._round)
@@ -183,8 +187,9 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         Before the onset of the attack everybody is honest.
         """
         round_ = self.current_round
-        honest = round_.view.updates[~round_.corrupted & ~round_.view.rejected]
-        return honest.mean(dim=0) if len(honest) else torch.zeros(self.federation.layout.num_shared)
+        updates = round_.view.updates
+        honest = updates[~round_.corrupted & ~round_.view.rejected]
+        return honest.mean(dim=0) if len(honest) else torch.zeros_like(updates[0])
 
     def _measure(self, candidates: torch.Tensor) -> float:
         """Scores candidate updates (M, P) on validation data; keeps the first's figures, returns the last's loss."""

@@ -5,6 +5,7 @@ from typing import Any
 import gymnasium
 
 _ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
+_VECTOR_ENTRY_POINT = "optigrad_env.vector:OptiGradVectorEnv"
 
 # Lists, not tuples: an id's arguments must survive JSON. Step sizes and lengths were chosen on validation data, without
 # attack.
@@ -39,4 +40,4 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 def register_environments() -> None:
     """Registers every id with Gymnasium."""
     for env_id, kwargs in ENVIRONMENTS.items():
-        gymnasium.register(env_id, entry_point=_ENTRY_POINT, kwargs=kwargs)
+        gymnasium.register(env_id, entry_point=_ENTRY_POINT, vector_entry_point=_VECTOR_ENTRY_POINT, kwargs=kwargs)

@@ -30,6 +30,7 @@ class NativeEngine:
         self._architecture = read_architecture(network)
         require()
         self._layout = layout
+        self._structures: dict[tuple[int, int], NetworkStructure] = {}
         self._stacked = StackedEngine(network, layout)
 
     def train(
@@ -108,6 +109,7 @@ class NativeEngine:
         _check("images", images, (None, None, None, None), empty=0)
 
     def _network(self, images: Tensor) -> NetworkStructure:
+        """The structure for images of this size; made once, because filling it costs as much as a small kernel."""
         channels, height, width = images.shape[-3:]
         known = self._architecture
         features = known.channels[1] * (height // 4) * (width // 4)
@@ -116,7 +118,9 @@ class NativeEngine:
                 f"images are {channels}x{height}x{width}; the network takes {known.image_channels} channels and a size "
                 f"that leaves {known.features} features after two poolings, here {features}"
             )
-        return known.structure(self._layout, height, width)
+        if (height, width) not in self._structures:
+            self._structures[height, width] = known.structure(self._layout, height, width)
+        return self._structures[height, width]
 
 
 def _is_native(*tensors: Tensor) -> bool:
