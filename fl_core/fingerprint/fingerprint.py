@@ -111,18 +111,22 @@ class Fingerprinter:
             )
         # Picking rows copies them, which at millions of parameters is worth avoiding.
         accepted = updates[~rejected] if bool(rejected.any()) else updates
-        raw = self._raw(accepted, shared, reference, local, round_)
-        observation = self._observe(raw).to(torch.float32)
+        self._prepare(shared, reference, local, round_)
+        # Without autograd's bookkeeping, a tenth of the time at small P; the copies below are ordinary tensors again.
+        with torch.inference_mode():
+            raw = self._raw(accepted, shared, reference, local, round_)
+            observation = self._observe(raw).to(torch.float32)
         return Fingerprint(
-            _among_rejected(raw, _WORST_RAW, rejected), _among_rejected(observation, _WORST_OBSERVATION, rejected)
+            _among_rejected(raw.clone(), _WORST_RAW, rejected),
+            _among_rejected(observation.clone(), _WORST_OBSERVATION, rejected),
         )
 
     def reconstruction_error(
         self, updates: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int
     ) -> Tensor:
         """Feature 0, (A,); refreshes the calibration first when its time has come."""
+        self._prepare(shared, reference, local, round_)
         scale = geometry.norms(reference[None])
-        self._refresh_if_due(shared, local, scale, round_)
         return self._autoencoder.error(self._autoencoder.sketch(updates, scale))
 
     def shapley(
@@ -146,7 +150,6 @@ class Fingerprinter:
     def _raw(self, updates: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int) -> Tensor:
         """(A, 6) float64; the norms, and the pass over memory that takes them, are shared by all features."""
         measured = geometry.measure(updates, reference, self._autoencoder.signs)
-        self._refresh_if_due(shared, local, measured.reference_norm, round_)
         sketches = in_units(measured.folded, measured.norms, measured.reference_norm)
         return torch.stack(
             [
@@ -160,12 +163,15 @@ class Fingerprinter:
             dim=1,
         )
 
-    def _refresh_if_due(self, shared: Tensor, local: Tensor, scale: Tensor, round_: int) -> None:
+    def _prepare(self, shared: Tensor, reference: Tensor, local: Tensor, round_: int) -> None:
+        """What trains: the autoencoder when it is first needed, simulated clients when the calibration is due."""
+        autoencoder = self._autoencoder
         if round_ - self._refreshed_at < REFRESH_EVERY:
             return
         generator = self._streams.torch(Purpose.AUTOENCODER, round_)
-        sketches = self._autoencoder.sketch(self._simulator(shared, local, REFRESH_UPDATES, generator), scale)
-        self.typical_error = geometry.median(self._autoencoder.error(sketches))
+        updates = self._simulator(shared, local, REFRESH_UPDATES, generator)
+        sketches = autoencoder.sketch(updates, geometry.norms(reference[None]))
+        self.typical_error = geometry.median(autoencoder.error(sketches))
         self._refreshed_at = round_
 
     def _observe(self, raw: Tensor) -> Tensor:
