@@ -2,11 +2,11 @@
 
 from fl_core.data import digits, image_folder, published, synthetic  # noqa: F401  (importing registers)
 from fl_core.data.dataset import Dataset, dataset_names, load_dataset, register_dataset
+from fl_core.data.label_skew import label_skew
 from fl_core.data.partition import (
     by_group,
     dirichlet,
     iid,
-    label_skew,
     make_partition,
     partition_names,
     partition_options,

@@ -7,17 +7,13 @@ samples otherwise; a unit counts as a sample of its most frequent class.
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from fl_core.data.units import Integers, Shards, Units, units_of
 from fl_core.registry import Registry, check_known
-
-Integers = NDArray[np.int64]
-Shards = list[Integers]
 
 MAX_DRAWS = 1000
 # Two samples: what BatchNorm needs.
@@ -80,50 +76,12 @@ def _options(name: str) -> list[inspect.Parameter]:
     return [p for p in inspect.signature(_PARTITIONS[name]).parameters.values() if p.name not in given]
 
 
-@dataclass(frozen=True, eq=False)
-class _Units:
-    """Groups, or single samples.
-
-    Attributes:
-        labels: (U,) int64, most frequent class of each unit.
-        sizes: (U,) int64, samples of each unit.
-        of_sample: (S,) int64, the unit of each sample.
-    """
-
-    labels: Integers
-    sizes: Integers
-    of_sample: Integers
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def shards(self, owner: Integers, num_clients: int) -> Shards:
-        """Samples of each client, when client ``owner[u]`` has unit u."""
-        clients = owner[self.of_sample]
-        order = np.argsort(clients, kind="stable")
-        return np.split(order, np.searchsorted(clients[order], np.arange(1, num_clients)))
-
-    def smallest_shard(self, owner: Integers, num_clients: int) -> int:
-        """Number of samples of the client that has fewest."""
-        return int(np.bincount(owner, weights=self.sizes, minlength=num_clients).min())
-
-
-def units_of(labels: Integers, groups: Integers | None) -> _Units:
-    """Groups as units, in the order of their numbers; or every sample as a unit of its own."""
-    if groups is None:
-        return _Units(labels, np.ones(len(labels), dtype=np.int64), np.arange(len(labels)))
-    _, of_sample = np.unique(groups, return_inverse=True)
-    counts = np.zeros((of_sample.max(initial=-1) + 1, labels.max(initial=0) + 1), dtype=np.int64)
-    np.add.at(counts, (of_sample, labels), 1)
-    return _Units(counts.argmax(axis=1), counts.sum(axis=1), of_sample)
-
-
 @_PARTITIONS.register("iid")
 def iid(
     labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None
 ) -> Shards:
     """Uniform partition: numbers of units differ by at most one."""
-    units = _units(labels, num_clients, groups)
+    units = checked_units(labels, num_clients, groups)
     owner = np.empty(len(units), dtype=np.int64)
     for client, part in enumerate(np.array_split(generator.permutation(len(units)), num_clients)):
         owner[part] = client
@@ -158,7 +116,7 @@ def dirichlet(
         ValueError: α ≤ 0, fewer units than clients, or no acceptable draw in ``MAX_DRAWS``.
     """
     _check_alpha(alpha)
-    units = _units(labels, num_clients, groups, minimum)
+    units = checked_units(labels, num_clients, groups, minimum)
     members = [np.flatnonzero(units.labels == c) for c in np.unique(units.labels)]
     counts = np.array([len(part) for part in members])
 
@@ -172,53 +130,6 @@ def dirichlet(
         return owner
 
     return _first_acceptable(draw, units, num_clients, minimum, alpha)
-
-
-@_PARTITIONS.register("label_skew")
-def label_skew(
-    labels: Integers, num_clients: int, generator: np.random.Generator, *, groups: Integers | None = None, q: float
-) -> Shards:
-    """Each client has a main class: a share q of its samples is of that class, the rest of the others.
-
-    The "label skew 70 % and 90 %" of arXiv 2507.23638, section 4.1. Classes become main classes in proportion to
-    their size, each of at least one client; with fewer clients than classes a client has several. A client is as large
-    as its share of its main class allows. Where one class holds more than half of the units, the rest of it finds no
-    room elsewhere and stays with its own clients, whose share is then above q.
-
-    Args:
-        labels: See ``Partition``.
-        num_clients: See ``Partition``.
-        generator: See ``Partition``.
-        groups: See ``Partition``.
-        q: Share in [0, 1].
-
-    Raises:
-        ValueError: q outside [0, 1], or too few units for a client to get two samples.
-    """
-    if not 0 <= q <= 1:
-        raise ValueError(f"q must be a share in [0, 1], got {q}")
-    units = _units(labels, num_clients, groups)
-    owns = _main_classes(units.labels, num_clients, generator)
-    counts = np.bincount(units.labels, minlength=owns.shape[1])
-    targets = owns @ (counts / np.maximum(owns.sum(axis=0), 1))
-    room = _whole(targets, len(units))
-    owner = np.full(len(units), -1, dtype=np.int64)
-    left: list[Integers] = []
-    for c in np.argsort(-counts, kind="stable"):  # largest first: it has the fewest places outside its own clients
-        members = generator.permutation(np.flatnonzero(units.labels == c))
-        own = np.flatnonzero(owns[:, c])
-        kept = _whole(np.full(len(own), q * len(members) / len(own)), round(q * len(members))) if len(own) else own
-        owner[members[: kept.sum()]] = np.repeat(own, kept)
-        room[own] -= kept
-        left.append(members[kept.sum() :])
-    for members in left:
-        for unit in members:
-            others = np.where(owns[:, units.labels[unit]], -np.inf, room / np.maximum(targets, 1e-9))
-            chosen = int(others.argmax()) if others.max() > 0 else int((room / np.maximum(targets, 1e-9)).argmax())
-            owner[unit] = chosen
-            room[chosen] -= 1
-    _exchange(units.labels, owner, owns, np.concatenate(left))
-    return _accept(units, owner, num_clients, f"q={q}")
 
 
 @_PARTITIONS.register("shards")
@@ -239,7 +150,7 @@ def shards(
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    units = _units(labels, num_clients, groups)
+    units = checked_units(labels, num_clients, groups)
     if k * num_clients > len(units):
         raise ValueError(f"shards of k={k} for {num_clients} clients are more pieces than the {len(units)} there are")
     shuffled = generator.permutation(len(units))
@@ -248,7 +159,7 @@ def shards(
     pieces = generator.permutation(np.repeat(np.arange(num_clients), k))
     for client, piece in zip(pieces, np.array_split(by_label, k * num_clients), strict=True):
         owner[piece] = client
-    return _accept(units, owner, num_clients, f"k={k}")
+    return accept(units, owner, num_clients, f"k={k}")
 
 
 @_PARTITIONS.register("quantity_skew")
@@ -275,7 +186,7 @@ def quantity_skew(
         ValueError: α ≤ 0, fewer units than clients, or no acceptable draw in ``MAX_DRAWS``.
     """
     _check_alpha(alpha)
-    units = _units(labels, num_clients, groups, minimum)
+    units = checked_units(labels, num_clients, groups, minimum)
 
     def draw() -> Integers:
         cuts = np.rint(np.cumsum(generator.dirichlet(np.full(num_clients, alpha))) * len(units)).astype(np.int64)
@@ -297,16 +208,17 @@ def by_group(
     """
     if groups is None:
         raise ValueError("partition 'by_group' needs a data set with groups (patients, subjects); this one has none")
-    units = _units(labels, num_clients, groups)
+    units = checked_units(labels, num_clients, groups)
     owner = np.empty(len(units), dtype=np.int64)
     load = np.zeros(num_clients, dtype=np.int64)
     for unit in generator.permutation(len(units)):
         owner[unit] = load.argmin()
         load[owner[unit]] += units.sizes[unit]
-    return _accept(units, owner, num_clients, "by_group")
+    return accept(units, owner, num_clients, "by_group")
 
 
-def _units(labels: Integers, num_clients: int, groups: Integers | None, minimum: int = 1) -> _Units:
+def checked_units(labels: Integers, num_clients: int, groups: Integers | None, minimum: int = 1) -> Units:
+    """Units to deal out; a ValueError if there are too few of them."""
     if num_clients < 1:
         raise ValueError(f"num_clients must be at least 1, got {num_clients}")
     if minimum < 1:
@@ -330,7 +242,7 @@ def _check_alpha(alpha: float) -> None:
 
 
 def _first_acceptable(
-    draw: Callable[[], Integers], units: _Units, num_clients: int, minimum: int, alpha: float
+    draw: Callable[[], Integers], units: Units, num_clients: int, minimum: int, alpha: float
 ) -> Shards:
     for _ in range(MAX_DRAWS):
         owner = draw()
@@ -342,7 +254,8 @@ def _first_acceptable(
     )
 
 
-def _accept(units: _Units, owner: Integers, num_clients: int, setting: str) -> Shards:
+def accept(units: Units, owner: Integers, num_clients: int, setting: str) -> Shards:
+    """The shards, if every client has two samples; else a ValueError that names the setting."""
     smallest = units.smallest_shard(owner, num_clients)
     if smallest < MINIMUM:
         raise ValueError(
@@ -350,39 +263,3 @@ def _accept(units: _Units, owner: Integers, num_clients: int, setting: str) -> S
             f"{num_clients} clients; take fewer clients or more data"
         )
     return units.shards(owner, num_clients)
-
-
-def _main_classes(labels: Integers, num_clients: int, generator: np.random.Generator) -> NDArray[np.bool_]:
-    """(N, C) bool: which classes are a client's main ones."""
-    counts = np.bincount(labels)
-    present = generator.permutation(np.flatnonzero(counts))
-    owns = np.zeros((num_clients, len(counts)), dtype=np.bool_)
-    if num_clients < len(present):
-        load = np.zeros(num_clients, dtype=np.int64)
-        for c in sorted(present, key=lambda c: -counts[c]):
-            owns[load.argmin(), c] = True
-            load[load.argmin()] += counts[c]
-        return owns
-    clients = np.ones(len(present), dtype=np.int64)
-    for _ in range(num_clients - len(present)):
-        clients[(counts[present] / clients).argmax()] += 1
-    owns[generator.permutation(num_clients), np.repeat(present, clients)] = True
-    return owns
-
-
-def _exchange(labels: Integers, owner: Integers, owns: NDArray[np.bool_], moved: Integers) -> None:
-    """Exchanges units that found room with their own class's clients only against units placed before them."""
-    for unit in moved[owns[owner[moved], labels[moved]]]:
-        home = owner[unit]
-        fits = ~owns[owner[moved], labels[unit]] & ~owns[home, labels[moved]]
-        if fits.any():
-            other = moved[fits.argmax()]
-            owner[unit], owner[other] = owner[other], home
-
-
-def _whole(shares: NDArray[np.float64], total: int) -> Integers:
-    """Whole numbers that add up to ``total`` and are nearest to ``shares`` scaled to it (largest remainder)."""
-    exact = shares * (total / shares.sum()) if shares.sum() > 0 else np.full(len(shares), total / len(shares))
-    whole: Integers = np.floor(exact).astype(np.int64)
-    whole[np.argsort(whole - exact, kind="stable")[: total - whole.sum()]] += 1
-    return whole

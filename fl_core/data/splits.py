@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_core.data.dataset import Dataset
-from fl_core.data.partition import units_of
+from fl_core.data.units import units_of
 
 # Shares of the groups (patients, subjects) that root and validation data may be drawn from, unless more are needed.
 # Groups cannot be cut, so drawing every sample from another one would leave the clients none: several images of one

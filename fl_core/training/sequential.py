@@ -12,6 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from fl_core.models.parameters import ParameterLayout
 from fl_core.training.objective import Objective
 
+_STATISTICS = ("running_mean", "running_var")
+
 
 class SequentialEngine:
     """Trains the clients in a Python loop. Slow, short, and what the other engines are tested against."""
@@ -122,9 +124,6 @@ def _gradient_through_statistics(network: nn.Module, row: dict[str, Tensor]) -> 
     finally:
         for handle in handles:
             handle.remove()
-
-
-_STATISTICS = ("running_mean", "running_var")
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from fl_core.data import (
     quantity_skew,
     shards,
 )
-from fl_core.data.partition import units_of
+from fl_core.data.units import units_of
 
 seeds = st.integers(0, 2**32 - 1)
 
