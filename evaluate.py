@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from agents.benchmark import Grid, ResultsFile, policy_label, run
 from agents.deployed import read_card
-from agents.environments import base_env, make_env
+from agents.environments import base_env, given_settings, make_env
 from agents.report import to_markdown, to_picture, to_rich, write_page
 from agents.statistics import summarise
 from fl_core import settings_of
@@ -100,8 +100,7 @@ def _grid(arguments: Arguments) -> Grid:
     for name in ("seeds", "workers"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    given = {"num_clients": arguments.num_clients, "data_dir": arguments.data_dir, "download": arguments.download}
-    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    given = given_settings(num_clients=arguments.num_clients, data_dir=arguments.data_dir, download=arguments.download)
     env = base_env(make_env(arguments.env_id, **given))
     settings = settings_of(env.federation.config)
     del settings["split_seed"]  # the benchmark's federations draw root data and initial weights by their own seeds

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from agents.algorithms import algorithm_names, load_algorithm, make_algorithm
 from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, save_model
 from agents.deployed import save_policy
-from agents.environments import base_env, make_env, make_training_envs
+from agents.environments import base_env, given_settings, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run
 from agents.warm_start import WarmStart, affordable_share, warm_start
 from fl_core.registry import check_known
@@ -72,7 +72,9 @@ def main(arguments: Arguments) -> int:
     if not 0 <= arguments.seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {arguments.seed}")
     torch.set_num_threads(1)
-    federation = _federation(arguments)
+    federation = given_settings(
+        num_clients=arguments.num_clients, data_dir=arguments.data_dir, download=arguments.download
+    )
     evaluation_env = make_env(arguments.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
     evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
@@ -138,12 +140,6 @@ def main(arguments: Arguments) -> int:
     save_model(model, directory / MODEL)
     print(f"best mean reward {evaluation.best:+.4f} nats a round over the honest mean; policy in {directory}")
     return 0
-
-
-def _federation(arguments: Arguments) -> dict[str, Any]:
-    """What the command line says of the federation; all else is the environment's."""
-    given = {"num_clients": arguments.num_clients, "data_dir": arguments.data_dir, "download": arguments.download}
-    return {name: value for name, value in given.items() if value is not None and value is not False}
 
 
 def _warm_start(model: Any, envs: Any, arguments: Arguments, federation: dict[str, Any]) -> None:

@@ -31,6 +31,11 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     return gym.make(env_id, disable_env_checker=True, **kwargs)
 
 
+def given_settings(**settings: Any) -> dict[str, Any]:
+    """What a command line says of the federation: without what was left unsaid, which is the environment's."""
+    return {name: value for name, value in settings.items() if value is not None and value is not False}
+
+
 def base_env(env: gym.Env[Any, Any]) -> OptiGradEnv:
     """The federation's environment under the wrappers."""
     inner = env.unwrapped

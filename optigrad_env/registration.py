@@ -7,8 +7,8 @@ import gymnasium
 _ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
 _VECTOR_ENTRY_POINT = "optigrad_env.vector:OptiGradVectorEnv"
 
-# Lists, not tuples: an id's arguments must survive JSON. Step sizes and lengths were chosen on validation data, without
-# attack.
+# Lists, not tuples: an id's arguments must survive JSON. Step sizes were chosen on validation data, without attack,
+# where the usual 0.1 would not do.
 _LINEAR: dict[str, Any] = {"network": "mlp", "network_options": {"hidden": []}}
 _CNN_28: dict[str, Any] = {
     "network_options": {"channels": [16, 32], "hidden": 64},

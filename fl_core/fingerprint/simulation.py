@@ -13,7 +13,7 @@ from fl_core.training import Engine, LocalTraining, Objective
 _SKEW = (0.1, 10.0)
 
 # The autoencoder is trained along a run of simulated clients alone: so many rounds, so many clients in each. Their
-# training is nearly all that an autoencoder costs; four times as many made hardly a difference (docs/fingerprint.md).
+# training is nearly all that an autoencoder costs.
 SIMULATED_ROUNDS = 10
 _CLIENTS = 9
 _STEPS = 30
