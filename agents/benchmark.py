@@ -30,6 +30,7 @@ COLUMNS = (
     "test_accuracy",
     "test_loss",
     "personalised_accuracy",
+    "attack_success",
     "regret",
     "regret_anchored",
     "detection_auroc",
@@ -156,13 +157,15 @@ def run_rule(grid: Grid, label: str, scenario: Scenario, seed: int) -> dict[str,
     federation = Federation(configure(**{"split_seed": seed, **grid.settings}))
     federation.reset(scenario, entropy=seed)
     rule = grid.make(label)
-    accuracies, losses, personalised, aurocs, shares = [], [], [], [], []
+    if isinstance(rule, ReferenceRule):
+        rule = rule.told(federation.malicious)
+    rule.reset()
+    accuracies, losses, personalised, successes, aurocs, shares = [], [], [], [], [], []
     seconds = 0.0
     for round_number in range(grid.rounds):
         started = time.perf_counter()
-        round_ = federation.local_round()
-        told = rule.told(round_.malicious) if isinstance(rule, ReferenceRule) else rule
-        aggregate = told(round_.view)
+        round_ = federation.local_round(rule)
+        aggregate = rule(round_.view)
         federation.apply(aggregate.update)
         seconds += time.perf_counter() - started
         if round_.attacking and aggregate.weights is not None:
@@ -172,6 +175,7 @@ def run_rule(grid: Grid, label: str, scenario: Scenario, seed: int) -> dict[str,
             metrics = federation.evaluate(torch.zeros(1, federation.layout.num_shared), "test")
             accuracies.append(float(metrics.accuracy[0]))
             losses.append(float(metrics.loss[0]))
+            successes.append(federation.attack_success("test"))
             personalised.append(float(federation.evaluate_personalised("test")[~round_.malicious].mean()))
     return {
         "rule": label,
@@ -183,6 +187,7 @@ def run_rule(grid: Grid, label: str, scenario: Scenario, seed: int) -> dict[str,
         "test_accuracy": _mean(accuracies),
         "test_loss": _mean(losses),
         "personalised_accuracy": _mean(personalised),
+        "attack_success": _mean(successes),
         "detection_auroc": _mean(aurocs),
         "honest_weight_share": _mean(shares),
         "seconds_per_round": seconds / grid.rounds,

@@ -11,7 +11,7 @@ from torch import Tensor
 from agents.benchmark import Grid, run
 from agents.statistics import summarise
 from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
-from fl_core.attacks import Attack, register_attack
+from fl_core.attacks import AdversaryView, Attack, register_attack
 
 
 @register_attack("echo")
@@ -21,7 +21,7 @@ class Echo(Attack):
 
     factor: float = 3.0
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
         return self.factor * honest[0].expand_as(own)
 

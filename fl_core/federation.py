@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import prod
+from math import nan, prod
 
 import torch
 from torch import Tensor, nn
 
 from fl_core import evaluation
+from fl_core.aggregation.base import Rule
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.aggregation.view import ServerView, receive
+from fl_core.attacks import AdversaryView, LocalData
 from fl_core.config import FederationConfig
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
@@ -90,12 +92,14 @@ class Federation:
         """
         config, streams = self.config, Streams(entropy)
         self.scenario, self.attack, self.round = scenario, scenario.make_attack(), 0
+        self.attack.reset()
         self.shards = self._partition(scenario, streams)
         self._shifts = self._draw_shifts(scenario, streams)
         order = streams.numpy(Purpose.MALICIOUS).permutation(config.num_clients)
         self.malicious = torch.zeros(config.num_clients, dtype=torch.bool)
         self.malicious[torch.from_numpy(order[: scenario.num_malicious(config.num_clients)])] = True
         self.shared, local = self.initial_model()
+        self._last_change = torch.zeros_like(self.shared)
         # One row a client and a last one for the server, which takes part with its own BatchNorm.
         self.local = local.repeat(config.num_clients + 1, 1)
         self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(config.num_clients)]
@@ -113,41 +117,68 @@ class Federation:
             streams.descend(Purpose.FINGERPRINT),
         )
 
-    def local_round(self) -> Round:
-        """Local training of all clients and the server, the attack, and what the server then sees."""
-        attacking = self.round >= self.scenario.onset and bool(self.malicious.any())
-        picks = self._batches()
-        labels = self.dataset.labels[picks]
-        if attacking:
-            poisoned = self.attack.poison_labels(labels[:-1], self.dataset.num_classes)
-            labels[:-1] = torch.where(self.malicious[:, None, None], poisoned, labels[:-1])
-        trained, self.local = self._train(picks, labels)
-        updates, reference = trained[:-1], trained[-1]
-        if attacking:
-            sent = self.attack(updates, self.malicious, self._attack_generator)
-            updates = receive(sent, self.layout.num_shared)
-        view = ServerView(updates, self.shared, reference, self.local[-1], self.round, self.fingerprinter)
-        return Round(view, self.malicious, attacking)
+    def local_round(self, rule: Rule | None = None) -> Round:
+        """Local training of all clients and the server, the attack, and what the server then sees.
 
-    def _train(self, picks: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Trains all rows on their batches, (N + 1, K, B) indices and labels: updates (N + 1, P), local (N + 1, L)."""
+        Args:
+            rule: The rule that is deployed, for attacks that are made against it.
+
+        Raises:
+            ValueError: The attack is made against the rule, and none is given.
+        """
+        attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(self.malicious.any())
+        trained, self.local = self._train(self._batches(), attacking)
+        updates, reference = trained[:-1], trained[-1]
+        see = partial(self._server_view, reference)
+        if attacking:
+            adversary = AdversaryView(
+                self._attack_generator, self.round, self.shared, self._last_change, server=see, rule=rule
+            )
+            updates = receive(self.attack(updates, self.malicious, adversary), self.layout.num_shared)
+        return Round(see(updates), self.malicious, attacking)
+
+    def _server_view(self, reference: Tensor, updates: Tensor) -> ServerView:
+        return ServerView(updates, self.shared, reference, self.local[-1], self.round, self.fingerprinter)
+
+    def _train(self, picks: Tensor, attacking: bool) -> tuple[Tensor, Tensor]:
+        """Trains all rows on their batches, (N + 1, K, B) indices: updates (N + 1, P), local (N + 1, L)."""
         updates, local = self.shared.new_empty(len(picks), len(self.shared)), torch.empty_like(self.local)
+        poisoning = attacking and self.attack.poisons
         images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
         for rows in torch.arange(len(picks)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
             block = slice(int(rows[0]), int(rows[-1]) + 1)
+            images, labels = self._seen(picks[block], first=block.start), self.dataset.labels[picks[block]]
+            if poisoning:
+                self._poison(images, labels, first=block.start)
             updates[block], local[block] = self.engine.train(
                 self.shared,
                 self.local[block],
-                self._seen(picks[block], first=block.start),
-                labels[block],
+                images,
+                labels,
                 objective=self.objective,
                 learning_rate=self.config.training.learning_rate,
             )
         return updates, local
 
+    def _poison(self, images: Tensor, labels: Tensor, first: int) -> None:
+        """Replaces the malicious clients' part of a block of rows from ``first`` on, in place."""
+        ranks = self.malicious.cumsum(dim=0) - 1
+        rows = self.malicious[first : first + len(labels)].nonzero()[:, 0]
+        if not len(rows):
+            return
+        data = LocalData(
+            images[rows],
+            labels[rows],
+            ranks[first + rows],
+            self.dataset.num_classes,
+            lambda seen: self.engine.logits(self.shared[None], self.local[first + rows[:1]], seen)[0],
+        )
+        images[rows], labels[rows] = self.attack.poison(data)
+
     def apply(self, update: Tensor) -> None:
         """Ends the round: adds ``update`` (P,) to the global model."""
         self.shared = self.shared + update
+        self._last_change = update
         self.round += 1
 
     def evaluate(self, updates: Tensor, split: str) -> evaluation.Metrics:
@@ -164,6 +195,20 @@ class Federation:
         models = self.shared + updates
         local = self.engine.reestimate(models, self.local[-1].expand(len(models), -1), self.simulator.images)
         return evaluation.score(self._logits(models, local, samples), self.dataset.labels[samples])
+
+    def attack_success(self, split: str) -> float:
+        """Share of the inputs with the attack's trigger that the present model takes for what the adversary wants.
+
+        NaN for an attack without a target, or if no sample of the split can carry the trigger.
+        """
+        samples = self._samples(split)
+        aimed = self.attack.triggered(self.dataset.images(samples), self.dataset.labels[samples])
+        if aimed is None or not len(aimed[1]):
+            return nan
+        images, wanted = aimed
+        local = self.engine.reestimate(self.shared[None], self.local[-1:], self.simulator.images)
+        pieces = [self.engine.logits(self.shared[None], local, piece)[0] for piece in images.split(_IMAGES_AT_ONCE)]
+        return float((torch.cat(pieces).argmax(dim=1) == wanted).double().mean())
 
     def evaluate_personalised(self, split: str) -> Tensor:
         """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.

@@ -26,6 +26,7 @@ class Purpose(IntEnum):
     SERVER = 8
     FINGERPRINT = 9
     FEATURE_SHIFT = 10
+    RULE = 11
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.view import ServerView
+from fl_core.randomness import Purpose, Streams
 from fl_core.registry import Registry
 
 _RULES: Registry["Rule"] = Registry("aggregation rule")
@@ -57,13 +58,18 @@ class Rule(ABC):
     """A function of the server view. Sample counts that clients report are ignored: an attacker would lie about them.
 
     Subclasses write ``aggregate`` for finite updates; calling the rule takes care of the rest: clients whose update is
-    not finite get weight 0, and if nobody is left the reference update is used.
+    not finite get weight 0, and if nobody is left the reference update is used. A rule with a memory keeps it in an
+    attribute that ``reset`` empties, by client (``view.accepted_clients``); one that draws has a ``seed`` and takes its
+    numbers from ``round_generator``.
 
     Attributes:
         needs_root: The rule reads the reference update or the fingerprint.
     """
 
     needs_root: ClassVar[bool] = False
+
+    def reset(self) -> None:  # noqa: B027  (most rules have no memory)
+        """Forgets earlier rounds; for rules with a memory. Called before a federation's first round."""
 
     @abstractmethod
     def aggregate(self, view: ServerView) -> Aggregate:
@@ -104,6 +110,11 @@ def fall_back(view: ServerView) -> Aggregate:
     if view.reference is None:
         return Aggregate(torch.zeros(view.updates.shape[1]), weights)
     return Aggregate(view.reference, weights, root_weight=1.0)
+
+
+def round_generator(seed: int, view: ServerView) -> torch.Generator:
+    """The random stream of a rule in one round: a function of the rule's seed and the round number."""
+    return Streams(seed).torch(Purpose.RULE, view.round)
 
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:

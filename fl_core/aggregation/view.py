@@ -22,6 +22,7 @@ class ServerView:
         server_local: (L,) float32, the server's own BatchNorm after its reference training.
         round: Round number from 0.
         fingerprinter: Computes the six features from the above and the server's root data.
+        clients: (N,) int64, who has sent each row, for rules that remember clients; by default 0 to N − 1.
     """
 
     updates: Tensor
@@ -30,6 +31,7 @@ class ServerView:
     server_local: Tensor | None = None
     round: int = 0
     fingerprinter: Fingerprinter | None = None
+    clients: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.updates.ndim != 2 or 0 in self.updates.shape:
@@ -39,6 +41,8 @@ class ServerView:
             vector = getattr(self, name)
             if vector is not None and vector.shape != (size,):
                 raise ValueError(f"{name} must have shape ({size},) like an update, got {tuple(vector.shape)}")
+        if self.clients is not None and self.clients.shape != self.updates.shape[:1]:
+            raise ValueError(f"clients must have shape ({len(self.updates)},), got {tuple(self.clients.shape)}")
 
     @cached_property
     def rejected(self) -> Tensor:
@@ -52,18 +56,44 @@ class ServerView:
         return self.updates[~self.rejected] if bool(self.rejected.any()) else self.updates
 
     @cached_property
+    def accepted_clients(self) -> Tensor:
+        """(A,) int64, who has sent each accepted row."""
+        clients = torch.arange(len(self.updates)) if self.clients is None else self.clients
+        return clients[~self.rejected]
+
+    def root_losses(self, candidates: Tensor) -> Tensor:
+        """Loss on the utility half of the root data of the models that candidate updates would make.
+
+        Args:
+            candidates: (M, P), added to the global model; a row of zeros is the present one.
+
+        Returns:
+            (M,) float64, mean capped cross-entropy in nats. BatchNorm's statistics are re-estimated on the reference
+            half, one set for all candidates: those of the model with their mean.
+
+        Raises:
+            ValueError: This view has no root data.
+        """
+        fingerprinter, model, local = self._root("the loss on root data")
+        return fingerprinter.losses(candidates, model, local)
+
+    @cached_property
     def fingerprint(self) -> Fingerprint:
         """The six features of every client, computed when first asked for.
 
         Raises:
             ValueError: This view has no root data to compute them with.
         """
+        fingerprinter, model, local = self._root("the fingerprint")
+        assert self.reference is not None
+        return fingerprinter(self.updates, self.rejected, model, self.reference, local, self.round)
+
+    def _root(self, what: str) -> tuple[Fingerprinter, Tensor, Tensor]:
+        """Fingerprinter, global model (P,) and the server's BatchNorm (L,)."""
         if self.fingerprinter is None or self.reference is None or self.global_model is None:
-            raise ValueError(
-                "the fingerprint needs root data: give ServerView a fingerprinter, global_model and reference"
-            )
+            raise ValueError(f"{what} needs root data: give ServerView a fingerprinter, global_model and reference")
         local = self.global_model.new_zeros(0) if self.server_local is None else self.server_local
-        return self.fingerprinter(self.updates, self.rejected, self.global_model, self.reference, local, self.round)
+        return self.fingerprinter, self.global_model, local
 
 
 def receive(messages: Tensor | Sequence[Tensor], num_parameters: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from fl_core.attacks.adversary import AdversaryView, Knowledge, LocalData
 from fl_core.registry import Registry
 
 _ATTACKS: Registry["Attack"] = Registry("attack")
@@ -35,48 +36,78 @@ def make_attack(name: str, **options: Any) -> "Attack":
 class Attack:
     """Base of all attacks, and the one that does nothing.
 
-    An attack may poison the labels that malicious clients train on (``poison_labels``), corrupt what they send
-    (``corrupt``), or both. It is a pure function of its arguments: it never edits them, and draws from ``generator``
-    alone.
+    An attack may poison the data that malicious clients train on (``poison``), corrupt what they send (``corrupt``), or
+    both. It never edits its arguments, and draws from the adversary's generator alone. Most attacks are pure functions;
+    one that remembers earlier rounds keeps its memory in an attribute that ``reset`` empties.
+
+    Attributes:
+        knows: Threat model: what the adversary must know.
     """
 
-    def poison_labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        """Labels that malicious clients train on; int64 of any shape to the same shape."""
-        return labels
+    knows: ClassVar[Knowledge] = Knowledge.NOTHING
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def reset(self) -> None:
+        """Forgets earlier rounds; called when an episode begins."""
+
+    def active(self, round_: int) -> bool:
+        """Whether the malicious clients attack in a round (from 0); in others they are honest."""
+        return True
+
+    @property
+    def poisons(self) -> bool:
+        """Whether the attack touches the training data at all."""
+        return type(self).poison is not Attack.poison
+
+    def poison(self, data: LocalData) -> tuple[Tensor, Tensor]:
+        """Images and labels, shaped as in ``data``, that the malicious clients train on instead of their own."""
+        return data.images, data.labels
+
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """What the malicious clients send instead of what they trained.
 
         Args:
             own: (f, P) float32, their own updates, f at least 1.
-            honest: (N − f, P) float32, the honest clients' updates: the omniscient adversary, the strong assumption.
-            generator: Source of randomness.
+            honest: (N − f, P) float32, the honest clients' updates. Only an attack whose ``knows`` says so reads them.
+            adversary: What else the adversary has, its randomness first.
 
         Returns:
             (f, P).
         """
         return own
 
-    def __call__(self, updates: Tensor, malicious: Tensor, generator: torch.Generator) -> Tensor:
+    def triggered(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What a backdoor is for: the inputs that it should make the global model misjudge.
+
+        Args:
+            images: (V, C, H, W) float32, standardised.
+            labels: (V,) int64, the truth.
+
+        Returns:
+            Images (V', C, H, W) and the labels (V',) that the adversary wants for them; ``None`` for an attack without
+            a target.
+        """
+        return None
+
+    def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
         """Replaces the malicious rows.
 
         Args:
             updates: (N, P) float32; not modified.
             malicious: (N,) bool, with at least one honest client.
-            generator: Source of randomness.
+            adversary: What the adversary has in this round.
 
         Returns:
             (N, P) float32, a new tensor.
 
         Raises:
-            ValueError: No client is honest.
+            ValueError: No client is honest, or the attack must know something that the adversary does not.
         """
         sent = updates.clone()
         if not malicious.any():
             return sent
         if malicious.all():
             raise ValueError(f"all {len(malicious)} clients are malicious; at least one must be honest")
-        sent[malicious] = self.corrupt(updates[malicious], updates[~malicious], generator)
+        sent[malicious] = self.corrupt(updates[malicious], updates[~malicious], adversary)
         return sent
 
 
@@ -86,15 +117,38 @@ class ColludableAttack(Attack):
 
     Attributes:
         colluding: The malicious clients agree first: each starts from their common mean instead of its own update.
+        jitter: Length of the noise that each malicious client adds to what it sends, relative to the length of that:
+            so that equal rows are not what gives colluding clients away.
     """
 
     colluding: bool = False
+    jitter: float = 0.0
 
-    def __call__(self, updates: Tensor, malicious: Tensor, generator: torch.Generator) -> Tensor:
+    def __post_init__(self) -> None:
+        check_jitter(type(self).__name__, self.jitter)
+
+    def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.__call__``."""
         if self.colluding and malicious.any():
             updates = torch.where(malicious[:, None], updates[malicious].mean(dim=0), updates)
-        return super().__call__(updates, malicious, generator)
+        sent = super().__call__(updates, malicious, adversary)
+        sent[malicious] = jittered(sent[malicious], self.jitter, adversary.generator)
+        return sent
+
+
+def jittered(rows: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
+    """Adds isotropic noise of expected length ``jitter`` times its own to each row (f, P)."""
+    if jitter == 0:
+        return rows
+    noise = torch.randn(rows.shape, generator=generator).to(rows) / math.sqrt(rows.shape[1])
+    lengths: Tensor = rows.norm(dim=1, keepdim=True)
+    return rows + jitter * lengths * noise
+
+
+def check_jitter(attack: str, jitter: float) -> None:
+    """Raises a ValueError that names the attack, if the jitter is not a finite number of 0 or more."""
+    if not 0 <= jitter < math.inf:
+        raise ValueError(f"{attack}: jitter must be 0 or more and finite, got {jitter}")
 
 
 def check_finite(attack: str, field: str, value: float) -> None:

@@ -1,26 +1,38 @@
 """Omniscient colluding attacks: every malicious client sends the same vector, made from the honest updates."""
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import NormalDist
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from fl_core.attacks.base import Attack, check_finite, register_attack
+from fl_core.attacks.adversary import AdversaryView, Knowledge
+from fl_core.attacks.base import Attack, check_finite, check_jitter, jittered, register_attack
 
 
 @dataclass(frozen=True)
 class OmniscientAttack(Attack):
-    """Knows all honest updates; all malicious clients send ``common``."""
+    """Knows all honest updates; all malicious clients send ``common``.
+
+    Attributes:
+        jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
+    """
+
+    knows: ClassVar[Knowledge] = Knowledge.HONEST_UPDATES
+    jitter: float = field(default=0.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_jitter(type(self).__name__, self.jitter)
 
     @abstractmethod
     def common(self, honest: Tensor, num_malicious: int) -> Tensor:
         """The vector (P,) that all malicious clients send, from the honest updates (N − f, P)."""
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
-        return self.common(honest, len(own)).expand_as(own)
+        return jittered(self.common(honest, len(own)).expand_as(own), self.jitter, adversary.generator)
 
 
 @register_attack("alie")
@@ -38,6 +50,7 @@ class ALIE(OmniscientAttack):
     z: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.z is not None:
             check_finite("alie", "z", self.z)
 
@@ -67,6 +80,7 @@ class IPM(OmniscientAttack):
     epsilon: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_finite("ipm", "epsilon", self.epsilon)
 
     def common(self, honest: Tensor, num_malicious: int) -> Tensor:

@@ -1,9 +1,10 @@
-"""Attacks on the training data: the update is honest work on poisoned labels."""
+"""Attacks on the training data: the update is honest work on poisoned data."""
 
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from fl_core.attacks.adversary import LocalData
 from fl_core.attacks.base import ColludableAttack, register_attack
 
 
@@ -15,6 +16,6 @@ class LabelFlip(ColludableAttack):
     Knows nothing of the other clients.
     """
 
-    def poison_labels(self, labels: Tensor, num_classes: int) -> Tensor:
-        """See ``Attack.poison_labels``."""
-        return num_classes - 1 - labels
+    def poison(self, data: LocalData) -> tuple[Tensor, Tensor]:
+        """See ``Attack.poison``."""
+        return data.images, data.num_classes - 1 - data.labels

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fl_core.attacks.adversary import AdversaryView
 from fl_core.attacks.base import ColludableAttack, check_finite, register_attack
 
 
@@ -17,9 +18,10 @@ class Scaling(ColludableAttack):
     factor: float = 10.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_finite("scaling", "factor", self.factor)
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
         return self.factor * own
 
@@ -36,14 +38,15 @@ class PartialScaling(ColludableAttack):
     share: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_finite("partial_scaling", "factor", self.factor)
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"partial_scaling: share must lie in [0, 1], got {self.share}")
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
         rows = 1 if self.colluding else len(own)
-        chosen = torch.rand(rows, own.shape[1], generator=generator).to(own.device) < self.share
+        chosen = torch.rand(rows, own.shape[1], generator=adversary.generator).to(own.device) < self.share
         return torch.where(chosen, self.factor * own, own)
 
 
@@ -55,9 +58,10 @@ class SignFlip(ColludableAttack):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_finite("sign_flip", "scale", self.scale)
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
         return -self.scale * own
 
@@ -73,11 +77,12 @@ class GaussianNoise(ColludableAttack):
     factor: float = 1.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_finite("gaussian_noise", "factor", self.factor)
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
         rows = 1 if self.colluding else len(own)
-        noise = torch.randn(rows, own.shape[1], generator=generator).to(own) / math.sqrt(own.shape[1])
+        noise = torch.randn(rows, own.shape[1], generator=adversary.generator).to(own) / math.sqrt(own.shape[1])
         lengths: Tensor = own.norm(dim=1, keepdim=True)
         return own + self.factor * lengths * noise

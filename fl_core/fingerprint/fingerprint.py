@@ -134,18 +134,30 @@ class Fingerprinter:
     ) -> Tensor:
         """Feature 5, (A,) float64, of updates that are clipped to their median norm; ``lengths`` are their norms."""
         lengths = geometry.norms(updates) if lengths is None else lengths
-        game = CoalitionGame(
+        game = self._game(updates, geometry.clip_factors(lengths, geometry.median(lengths)), shared, local)
+        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_))
+
+    def losses(self, candidates: Tensor, shared: Tensor, local: Tensor) -> Tensor:
+        """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P).
+
+        One set of BatchNorm statistics for all of them: those of the model with the candidates' mean.
+        """
+        with torch.inference_mode():
+            game = self._game(candidates, torch.ones(len(candidates), dtype=torch.float64), shared, local)
+            return -game.values(torch.eye(len(candidates), dtype=torch.bool)).clone()
+
+    def _game(self, updates: Tensor, clip: Tensor, shared: Tensor, local: Tensor) -> CoalitionGame:
+        return CoalitionGame(
             engine=self._simulator.engine,
             shared=shared,
             local=local,
             updates=updates,
-            clip=geometry.clip_factors(lengths, geometry.median(lengths)),
+            clip=clip,
             reference_images=self._simulator.images,
             images=self._utility_images,
             labels=self._utility_labels,
             num_classes=self._num_classes,
         )
-        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_))
 
     def _raw(self, updates: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int) -> Tensor:
         """(A, 6) float64; the norms, and the pass over memory that takes them, are shared by all features."""

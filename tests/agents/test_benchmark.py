@@ -56,9 +56,9 @@ def select(rows: list[dict[str, Any]], **wanted: Any) -> list[dict[str, Any]]:
     return [row for row in rows if all(row[name] == value for name, value in wanted.items())]
 
 
-def test_rows_have_the_designed_columns_and_personalised_accuracy(rows: list[dict[str, Any]]) -> None:
+def test_rows_have_the_designed_columns_and_two_more(rows: list[dict[str, Any]]) -> None:
     for row in rows:
-        assert sorted(row) == sorted([*DESIGNED, "personalised_accuracy"])
+        assert sorted(row) == sorted([*DESIGNED, "personalised_accuracy", "attack_success"])
 
 
 def test_there_is_a_row_for_every_rule_scenario_and_seed(rows: list[dict[str, Any]]) -> None:
@@ -130,9 +130,9 @@ def test_all_rules_of_a_cell_see_the_same_partition_attackers_model_and_first_ro
     seen: list[tuple[Any, ...]] = []
 
     class Watched(Federation):
-        def local_round(self) -> Any:
+        def local_round(self, rule: Any = None) -> Any:
             first, shared = self.round == 0, self.shared
-            round_ = super().local_round()
+            round_ = super().local_round(rule)
             if first:
                 shards = tuple(tuple(shard.tolist()) for shard in self.shards)
                 tensors = (self.malicious, shared, round_.view.updates, self.splits.reference)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from agents.trust_net import TrustNet
 from agents.warm_start import Recording, WarmStart, clone, gradient, mean_gap, oracle_gap, record, warm_start
-from fl_core.attacks import Attack, base, register_attack
+from fl_core.attacks import AdversaryView, Attack, base, register_attack
 
 ATTACKED = {
     "attacks": ("sign_flip",),
@@ -95,7 +95,7 @@ def test_the_gap_of_a_recorded_round_is_the_reward_that_the_environment_paid(
 
 
 class _SendsNan(Attack):
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         return own * float("nan")
 
 

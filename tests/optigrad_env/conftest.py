@@ -14,7 +14,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import optigrad_env  # noqa: F401  (importing registers)
-from fl_core.attacks import Attack, base, register_attack
+from fl_core.attacks import AdversaryView, Attack, base, register_attack
 
 # What an id looks for in the data directory; the last ones need nothing that is not here.
 FILES = {
@@ -59,7 +59,7 @@ def env_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, fold
 class _SendsValue(Attack):
     value: float = float("nan")
 
-    def corrupt(self, own: Tensor, honest: Tensor, generator: torch.Generator) -> Tensor:
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         sent = own.clone()
         sent[:, 3] = self.value
         return sent

@@ -84,4 +84,13 @@ def test_a_fingerprint_needs_root_data():
 
 def test_a_view_holds_nothing_of_the_truth(federation):
     view = federation().local_round().view
-    assert set(vars(view)) == {"updates", "global_model", "reference", "server_local", "round", "fingerprinter"}
+    assert set(vars(view)) == {
+        "updates",
+        "global_model",
+        "reference",
+        "server_local",
+        "round",
+        "fingerprinter",
+        "clients",
+    }
+    assert view.clients is None

@@ -5,14 +5,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from fl_core.attacks import make_attack
+from fl_core.attacks import AdversaryView, make_attack
 from fl_core.attacks.colluding import alie_z, min_max_gamma
 
 
 def sent_by(name: str, updates: torch.Tensor, f: int, **options) -> np.ndarray:
     """What the first f clients send, (f, P) float64."""
     malicious = torch.arange(len(updates)) < f
-    return make_attack(name, **options)(updates, malicious, torch.Generator())[malicious].double().numpy()
+    return (
+        make_attack(name, **options)(updates, malicious, AdversaryView(torch.Generator()))[malicious].double().numpy()
+    )
 
 
 def diameter(rows: np.ndarray) -> float:

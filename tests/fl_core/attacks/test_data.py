@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fl_core import Scenario
-from fl_core.attacks import make_attack
+from fl_core.attacks import AdversaryView, LocalData, make_attack
 
 
 class Spy:
@@ -20,7 +20,9 @@ class Spy:
 def test_label_flip_turns_y_into_the_opposite_end_and_does_not_edit(classes):
     labels = torch.arange(classes).repeat(3, 2)
     before = labels.clone()
-    flipped = make_attack("label_flip").poison_labels(labels, classes)
+    data = LocalData(torch.zeros(1), labels, torch.arange(3), classes, logits=lambda images: images)
+    images, flipped = make_attack("label_flip").poison(data)
+    assert images is data.images
     assert [(int(y), int(z)) for y, z in zip(labels[0], flipped[0], strict=True)] == [
         (y, classes - 1 - y) for y in list(range(classes)) * 2
     ]
@@ -30,7 +32,7 @@ def test_label_flip_turns_y_into_the_opposite_end_and_does_not_edit(classes):
 @pytest.mark.parametrize("colluding", [False, True])
 def test_label_flip_sends_what_was_trained(normal, colluding):
     updates, malicious = normal(5, 9), torch.tensor([True, False, True, False, False])
-    sent = make_attack("label_flip", colluding=colluding)(updates, malicious, torch.Generator())
+    sent = make_attack("label_flip", colluding=colluding)(updates, malicious, AdversaryView(torch.Generator()))
     expected = updates.clone()
     if colluding:
         expected[[0, 2]] = (updates[0] + updates[2]) / 2

@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from fl_core.attacks import make_attack
+from fl_core.attacks import AdversaryView, make_attack
 
 MALICIOUS = torch.tensor([False, True, False, True, False])
 
 
 def attacked(name: str, updates: torch.Tensor, seed: int = 0, **options) -> tuple[np.ndarray, np.ndarray]:
     """(malicious rows before, after)."""
-    sent = make_attack(name, **options)(updates, MALICIOUS, torch.Generator().manual_seed(seed))
+    sent = make_attack(name, **options)(updates, MALICIOUS, AdversaryView(torch.Generator().manual_seed(seed)))
     return updates[MALICIOUS].double().numpy(), sent[MALICIOUS].double().numpy()
 
 

@@ -1,0 +1,88 @@
+"""What an adversary may know, beside its own clients' updates."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from fl_core.aggregation.base import Rule
+from fl_core.aggregation.view import ServerView
+
+
+class Knowledge(StrEnum):
+    """Threat model of an attack: what it needs to know. Each includes the ones before it."""
+
+    NOTHING = "nothing"
+    HONEST_UPDATES = "honest updates"
+    RULE = "rule"
+    FINGERPRINT = "fingerprint"
+    POLICY = "policy"
+
+
+@dataclass(frozen=True, eq=False)
+class AdversaryView:
+    """What the adversary has in one round; the counterpart of ``ServerView``.
+
+    Attributes:
+        generator: Source of all its randomness.
+        round: Round number from 0.
+        global_model: (P,) float32, what was broadcast.
+        last_change: (P,) float32, the global model's change in the round before; every client sees it. Zeros at first.
+        server: White box: the view that the server would have of updates (N, P) if they were sent.
+        rule: White box: the rule that is deployed. Use ``aggregate``, which leaves its memory untouched.
+    """
+
+    generator: torch.Generator
+    round: int = 0
+    global_model: Tensor | None = None
+    last_change: Tensor | None = None
+    server: Callable[[Tensor], ServerView] | None = None
+    rule: Rule | None = None
+
+    def server_view(self, attack: str, updates: Tensor) -> ServerView:
+        """What the server would see of ``updates`` (N, P).
+
+        Raises:
+            ValueError: This adversary does not know the server.
+        """
+        if self.server is None:
+            raise ValueError(f"{attack} knows the server's fingerprint: give AdversaryView a server (server=...)")
+        return self.server(updates)
+
+    def aggregate(self, attack: str, updates: Tensor) -> Tensor:
+        """The update (P,) that the deployed rule would make of ``updates`` (N, P).
+
+        A rule with a memory is asked as a copy: what the adversary tries out does not happen.
+
+        Raises:
+            ValueError: No rule is known.
+        """
+        if self.rule is None:
+            raise ValueError(
+                f"{attack} is made against the deployed rule, and none is known here: it runs in the benchmark "
+                "(evaluate.py), or give the rule to Federation.local_round(rule=...)"
+            )
+        view = ServerView(updates) if self.server is None else self.server(updates)
+        return copy.deepcopy(self.rule)(view).update
+
+
+@dataclass(frozen=True, eq=False)
+class LocalData:
+    """Training data of malicious clients in one round, as an attack on the data sees it.
+
+    Attributes:
+        images: (M, K, B, C, H, W) float32, standardised: K batches for each of M malicious clients.
+        labels: (M, K, B) int64.
+        ranks: (M,) int64, place of each among all malicious clients, from 0.
+        num_classes: C.
+        logits: The global model's outputs: images (V, C, H, W) to (V, num_classes).
+    """
+
+    images: Tensor
+    labels: Tensor
+    ranks: Tensor
+    num_classes: int
+    logits: Callable[[Tensor], Tensor]
