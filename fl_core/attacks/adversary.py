@@ -42,6 +42,16 @@ class AdversaryView:
     server: Callable[[Tensor], ServerView] | None = None
     rule: Rule | None = None
 
+    def known_change(self, attack: str) -> Tensor:
+        """The global model's change (P,) in the round before; zeros in the first.
+
+        Raises:
+            ValueError: This adversary has not been told.
+        """
+        if self.last_change is None:
+            raise ValueError(f"{attack} reads the global model's last change: give AdversaryView one (last_change=...)")
+        return self.last_change
+
     def server_view(self, attack: str, updates: Tensor) -> ServerView:
         """What the server would see of ``updates`` (N, P).
 

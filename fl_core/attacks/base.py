@@ -36,6 +36,10 @@ def make_attack(name: str, **options: Any) -> "Attack":
 class Attack:
     """Base of all attacks, and the one that does nothing.
 
+    Formula: ``Δ``, the client's own update.
+    Source: ours.
+    Checked against: what is sent is what was trained, bit by bit.
+
     An attack may poison the data that malicious clients train on (``poison``), corrupt what they send (``corrupt``), or
     both. It never edits its arguments, and draws from the adversary's generator alone. Most attacks are pure functions;
     one that remembers earlier rounds keeps its memory in an attribute that ``reset`` empties.
@@ -50,7 +54,10 @@ class Attack:
         """Forgets earlier rounds; called when an episode begins."""
 
     def active(self, round_: int) -> bool:
-        """Whether the malicious clients attack in a round (from 0); in others they are honest."""
+        """Whether the malicious clients attack in a round (from 0); in others they are honest.
+
+        The federation asks, and neither poisons nor corrupts in a round without attack.
+        """
         return True
 
     @property
@@ -155,6 +162,21 @@ def check_finite(attack: str, field: str, value: float) -> None:
     """Raises a ValueError that names the attack and the field, if a strength is NaN or infinite."""
     if not math.isfinite(value):
         raise ValueError(f"{attack}: {field} must be a finite number, got {value}")
+
+
+def check_remembered(attack: str, remembered: torch.Size | None, seen: torch.Size) -> None:
+    """Raises a ValueError that names the attack, if its memory is of updates of another shape."""
+    if remembered is not None and remembered != seen:
+        raise ValueError(
+            f"{attack} remembers updates of shape {tuple(remembered)} and now sees {tuple(seen)}: "
+            "call reset() before another federation"
+        )
+
+
+def check_rounds(attack: str, field: str, value: int, least: int = 0) -> None:
+    """Raises a ValueError that names the attack and the field, if a number of rounds is below the least."""
+    if value < least:
+        raise ValueError(f"{attack}: {field} must be a number of rounds, {least} or more, got {value}")
 
 
 register_attack("none")(Attack)

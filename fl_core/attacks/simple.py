@@ -7,13 +7,23 @@ import torch
 from torch import Tensor
 
 from fl_core.attacks.adversary import AdversaryView
-from fl_core.attacks.base import ColludableAttack, check_finite, register_attack
+from fl_core.attacks.base import Attack, ColludableAttack, check_finite, register_attack
 
 
 @register_attack("scaling")
 @dataclass(frozen=True)
 class Scaling(ColludableAttack):
-    """Sends ``factor · Δ`` (arXiv 2507.23638, "scaling"). Knows nothing of the other clients."""
+    """Sends its update many times over.
+
+    Formula: ``factor · Δ``.
+    Source: arXiv 2507.23638, "scaling".
+    Checked against: numpy.
+
+    Knows nothing of the other clients.
+
+    Attributes:
+        factor: How many times.
+    """
 
     factor: float = 10.0
 
@@ -29,9 +39,17 @@ class Scaling(ColludableAttack):
 @register_attack("partial_scaling")
 @dataclass(frozen=True)
 class PartialScaling(ColludableAttack):
-    """Scales a random ``share`` of the coordinates by ``factor`` (arXiv 2507.23638, "partial scaling").
+    """Scales a random part of the coordinates.
+
+    Formula: ``factor · Δ`` in a random share of the coordinates, ``Δ`` in the others.
+    Source: arXiv 2507.23638, "partial scaling".
+    Checked against: the two values that a coordinate may take, and how often it takes each.
 
     Colluding clients scale the same coordinates. Knows nothing of the other clients.
+
+    Attributes:
+        factor: How many times.
+        share: Probability of a coordinate to be scaled.
     """
 
     factor: float = 10.0
@@ -53,7 +71,17 @@ class PartialScaling(ColludableAttack):
 @register_attack("sign_flip")
 @dataclass(frozen=True)
 class SignFlip(ColludableAttack):
-    """Sends ``−scale · Δ``. Knows nothing of the other clients."""
+    """Sends the reverse of its update.
+
+    Formula: ``−scale · Δ``.
+    Source: Li et al. 2019 (RSA), arXiv 1811.03761; arXiv 2507.23638, "sign flipping".
+    Checked against: byzfl.SignFlipping (one client's own update), byzpy's SignFlipAttack.
+
+    Knows nothing of the other clients.
+
+    Attributes:
+        scale: How long the reverse is, relative to the update.
+    """
 
     scale: float = 1.0
 
@@ -69,9 +97,16 @@ class SignFlip(ColludableAttack):
 @register_attack("gaussian_noise")
 @dataclass(frozen=True)
 class GaussianNoise(ColludableAttack):
-    """Adds isotropic Gaussian noise whose expected norm is ``factor`` times that of the client's own update.
+    """Adds isotropic Gaussian noise to its update.
+
+    Formula: ``Δ + factor · ‖Δ‖/√P · ξ`` with ξ standard normal, so the noise is ``factor · ‖Δ‖`` long in expectation.
+    Source: arXiv 2507.23638, "noise".
+    Checked against: length, mean and correlations of the noise.
 
     Colluding clients add the same noise. Knows nothing of the other clients.
+
+    Attributes:
+        factor: Length of the noise, relative to the update.
     """
 
     factor: float = 1.0
@@ -82,7 +117,85 @@ class GaussianNoise(ColludableAttack):
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
-        rows = 1 if self.colluding else len(own)
-        noise = torch.randn(rows, own.shape[1], generator=adversary.generator).to(own) / math.sqrt(own.shape[1])
-        lengths: Tensor = own.norm(dim=1, keepdim=True)
-        return own + self.factor * lengths * noise
+        return own + self.factor * _lengths(own) * _directions(own, self.colluding, adversary.generator)
+
+
+@register_attack("random_direction")
+@dataclass(frozen=True)
+class RandomDirection(ColludableAttack):
+    """Sends a random vector in place of its update.
+
+    Formula: ``factor · ‖Δ‖/√P · ξ`` with ξ standard normal.
+    Source: Blanchard et al. 2017, arXiv 1703.02757 (their Gaussian Byzantine has one deviation for all models: 200).
+    Checked against: length, and correlation with the update.
+
+    Colluding clients send the same vector. Knows nothing of the other clients.
+
+    Attributes:
+        factor: Its length in expectation, relative to the update.
+    """
+
+    factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_finite("random_direction", "factor", self.factor)
+
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        return self.factor * _lengths(own) * _directions(own, self.colluding, adversary.generator)
+
+
+@register_attack("same_value")
+@dataclass(frozen=True)
+class SameValue(ColludableAttack):
+    """Sends one and the same number in every coordinate.
+
+    Formula: ``factor · ‖Δ‖/√P · 1``.
+    Source: Li et al. 2019 (RSA), arXiv 1811.03761 (there the number itself is given: 100).
+    Checked against: numpy.
+
+    Knows nothing of the other clients.
+
+    Attributes:
+        factor: Length of what is sent, relative to the update; below 0 the number is negative.
+    """
+
+    factor: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_finite("same_value", "factor", self.factor)
+
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        return (self.factor * _lengths(own) / math.sqrt(own.shape[1])).expand_as(own)
+
+
+@register_attack("zero")
+@dataclass(frozen=True)
+class Zero(Attack):
+    """Sends zeros: takes part and contributes nothing.
+
+    Formula: ``0``.
+    Source: Fraboni et al. 2021, arXiv 2006.11901 (the plain free-rider).
+    Checked against: the definition.
+
+    Knows nothing of the other clients. Under an average it costs speed, not direction.
+    """
+
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        return torch.zeros_like(own)
+
+
+def _lengths(own: Tensor) -> Tensor:
+    """(f, 1), lengths of the updates (f, P)."""
+    lengths: Tensor = own.norm(dim=1, keepdim=True)
+    return lengths
+
+
+def _directions(own: Tensor, shared: bool, generator: torch.Generator) -> Tensor:
+    """Isotropic noise of expected length 1: (1, P) for colluding clients, else a row for each of (f, P)."""
+    rows = 1 if shared else len(own)
+    return torch.randn(rows, own.shape[1], generator=generator).to(own) / math.sqrt(own.shape[1])

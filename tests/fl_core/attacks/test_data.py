@@ -1,19 +1,24 @@
 import pytest
 import torch
+from torch.nn import functional as F
 
 from fl_core import Scenario
 from fl_core.attacks import AdversaryView, LocalData, make_attack
 
 
 class Spy:
-    """Passes everything on to an engine, and keeps the labels that clients were trained on."""
+    """Passes everything on to an engine, and keeps what clients were trained on."""
 
     def __init__(self, engine):
-        self.engine, self.labels = engine, []
+        self.engine, self.images, self.labels = engine, [], []
 
     def train(self, shared, local, images, labels, **kwargs):
+        self.images.append(images.clone())
         self.labels.append(labels.clone())
         return self.engine.train(shared, local, images, labels, **kwargs)
+
+    def logits(self, shared, local, images):
+        return self.engine.logits(shared, local, images)
 
 
 @pytest.mark.parametrize("classes", [2, 10])
@@ -37,6 +42,88 @@ def test_label_flip_sends_what_was_trained(normal, colluding):
     if colluding:
         expected[[0, 2]] = (updates[0] + updates[2]) / 2
     torch.testing.assert_close(sent, expected)
+
+
+def known(labels: torch.Tensor, classes: int = 10) -> LocalData:
+    """Data whose images are their labels; the model finds the next class but one least likely."""
+    images = labels.float()[..., None, None, None]
+
+    def logits(seen: torch.Tensor) -> torch.Tensor:
+        return -F.one_hot((seen.flatten().long() + 2) % classes, classes).float()
+
+    return LocalData(images, labels, torch.arange(len(labels)), classes, logits)
+
+
+def test_dynamic_label_flip_takes_the_class_that_the_global_model_finds_least_likely():
+    labels = torch.arange(3 * 40 * 10).view(3, 40, 10) % 10  # more images than go through the model together
+    data = known(labels)
+    images, flipped = make_attack("dynamic_label_flip").poison(data)
+    assert images is data.images
+    assert torch.equal(flipped, (labels + 2) % 10)
+
+
+def test_in_a_federation_dynamic_label_flip_asks_the_global_model(federation):
+    built = federation(Scenario("dynamic_label_flip", 0.3, onset=3), entropy=1)
+    for _ in range(3):
+        built.apply(built.local_round().view.updates.mean(dim=0))
+    engine, model, local = built.engine, built.shared.clone(), built.local.clone()
+    built.engine = spy = Spy(engine)
+    malicious = built.local_round().malicious.nonzero()[:, 0]
+    images, labels = spy.images[0][malicious].flatten(0, 2), spy.labels[0][malicious].flatten()
+    logits = engine.logits(model[None], local[malicious[:1]], images)[0]
+    assert torch.equal(labels, logits.argmin(dim=1))
+    assert len(labels.unique()) > 1
+
+
+@pytest.mark.parametrize(("source", "target"), [(1, 0), (0, 9), (6, 2)])
+def test_targeted_label_flip_turns_the_source_into_the_target_and_spares_the_others(source, target):
+    data = known(torch.arange(10).repeat(2, 3, 1))
+    images, flipped = make_attack("targeted_label_flip", source=source, target=target).poison(data)
+    assert images is data.images
+    assert flipped[0, 0].tolist() == [target if y == source else y for y in range(10)]
+    assert torch.equal(data.labels, torch.arange(10).repeat(2, 3, 1))
+
+
+def test_targeted_label_flip_wants_the_sources_samples_taken_for_the_target():
+    labels = torch.tensor([3, 1, 3, 0, 5])
+    images, wanted = make_attack("targeted_label_flip", source=3, target=5).triggered(
+        torch.arange(5.0).view(5, 1, 1, 1), labels
+    )
+    assert images.flatten().tolist() == [0, 2]
+    assert wanted.tolist() == [5, 5]
+    none, nothing = make_attack("targeted_label_flip", source=7).triggered(torch.zeros(5, 1, 1, 1), labels)
+    assert len(none) == len(nothing) == 0
+
+
+def test_targeted_label_flip_succeeds_in_a_federation_of_averages(federation):
+    success = {}
+    for fraction in (0.0, 0.5):
+        built = federation(Scenario("targeted_label_flip", fraction), entropy=1)
+        for _ in range(10):
+            built.apply(built.local_round().view.updates.mean(dim=0))
+        success[fraction] = built.attack_success("validation")
+    assert success[0.0] < 0.1
+    assert success[0.5] > success[0.0] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": -1}, "source must be a class, 0 or more, got -1"),
+        ({"target": -3}, "target must be a class, 0 or more, got -3"),
+        ({"source": 4, "target": 4}, "source and target must be two classes, got 4 for both"),
+    ],
+)
+def test_classes_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=f"targeted_label_flip: {message}"):
+        make_attack("targeted_label_flip", **options)
+
+
+@pytest.mark.parametrize(("options", "field"), [({"source": 10}, "source"), ({"target": 12}, "target")])
+def test_a_class_that_the_data_do_not_have_is_refused(options, field):
+    data = known(torch.arange(10).repeat(2, 3, 1))
+    with pytest.raises(ValueError, match=f"targeted_label_flip: {field} must be one of the 10 classes, 0 to 9, got 1"):
+        make_attack("targeted_label_flip", **options).poison(data)
 
 
 def test_in_a_federation_only_malicious_clients_train_on_flipped_labels_and_only_from_the_onset(federation):

@@ -73,9 +73,38 @@ def test_colluding_noise_is_the_common_mean_plus_one_common_noise_of_its_length(
     assert ratio == pytest.approx(2.0, rel=0.03)
 
 
+@pytest.mark.parametrize("factor", [0.5, 10.0])
+def test_random_direction_is_as_long_as_said_and_unrelated_to_the_update(normal, factor):
+    own, sent = attacked("random_direction", normal(5, 20_000, seed=5), factor=factor)
+    assert np.linalg.norm(sent, axis=1) / np.linalg.norm(own, axis=1) == pytest.approx([factor] * 2, rel=0.03)
+    for a, b in [(sent[0], own[0]), (sent[0], sent[1])]:
+        assert np.corrcoef(a, b)[0, 1] == pytest.approx(0, abs=5 / np.sqrt(20_000))
+
+
+def test_random_direction_is_another_one_in_every_round(normal):
+    attack, generator = make_attack("random_direction"), torch.Generator().manual_seed(0)
+    updates = normal(5, 20_000, seed=5)
+    rounds = [attack(updates, MALICIOUS, AdversaryView(generator, i))[1].double().numpy() for i in range(2)]
+    assert np.corrcoef(*rounds)[0, 1] == pytest.approx(0, abs=5 / np.sqrt(20_000))
+
+
+@pytest.mark.parametrize("factor", [1.0, 10.0, -2.0])
+def test_same_value_is_one_number_in_all_coordinates_and_as_long_as_said(normal, factor):
+    own, sent = attacked("same_value", normal(5, 30), factor=factor)
+    assert (sent == sent[:, :1]).all()
+    np.testing.assert_allclose(sent[:, 0], factor * np.sqrt((own**2).mean(axis=1)), rtol=1e-5)
+
+
+def test_zero_is_zero(normal):
+    _, sent = attacked("zero", normal(5, 30))
+    assert not sent.any()
+
+
 @pytest.mark.parametrize(
     ("name", "field"),
     [
+        ("random_direction", "factor"),
+        ("same_value", "factor"),
         ("scaling", "factor"),
         ("partial_scaling", "factor"),
         ("sign_flip", "scale"),

@@ -1,0 +1,56 @@
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl_core.aggregation import ServerView, make_rule
+from fl_core.attacks import AdversaryView
+from fl_core.fingerprint import FEATURES, Fingerprint
+from fl_core.fingerprint.geometry import measure
+
+
+class GeometryFingerprinter:
+    """Stands in for the server's: real geometry; the two learned features are functions of a row and the reference."""
+
+    def __call__(self, updates, rejected, shared, reference, local, round_):
+        signs = torch.ones(max(updates.shape[1], 256))
+        seen = measure(torch.where(rejected[:, None], 0.0, updates), reference, signs)
+        columns = {
+            "reconstruction_error": 1 - seen.root_cosine.square(),
+            "root_cosine": seen.root_cosine,
+            "peer_cosine": seen.peer_cosine,
+            "norm": seen.norms,
+            "sign_agreement": seen.sign_agreement,
+            "shapley": torch.tanh(seen.root_cosine * seen.norms),
+        }
+        features = torch.stack([columns[name] for name in FEATURES], dim=1)
+        return Fingerprint(features, torch.tanh(features).float())
+
+    def losses(self, candidates, model, local):
+        """A bowl around the origin."""
+        return (model + candidates).double().square().mean(dim=1)
+
+
+@pytest.fixture(scope="session")
+def knows_all() -> Callable[..., AdversaryView]:
+    """Builds an adversary that knows everything: ``knows_all(size, seed, round, device, **replacing)``."""
+
+    def build(size: int, seed: int = 0, round: int = 0, device: str = "cpu", **replacing: Any) -> AdversaryView:
+        numbers = torch.Generator().manual_seed(1000 + round)
+        model, change, reference = torch.randn(3, size, generator=numbers).to(device)
+
+        def server(updates: Tensor) -> ServerView:
+            return ServerView(updates, model, reference, model[:0], round, GeometryFingerprinter())
+
+        known = {
+            "round": round,
+            "global_model": model,
+            "last_change": change,
+            "server": server,
+            "rule": make_rule("median"),
+        }
+        return AdversaryView(torch.Generator().manual_seed(seed), **{**known, **replacing})
+
+    return build
