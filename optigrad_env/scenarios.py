@@ -2,6 +2,9 @@
 
 The border is fixed here, in advance: the train attacks are the five of arXiv 2507.23638, each in an independent and a
 colluding form; every other attack is held out. Nothing may be chosen after a look at held-out results.
+
+``on_off`` and ``late_onset`` are held out for their timetables, although what they do by default is a train attack,
+``sign_flip``: no training scenario stops once it has begun, or begins as late.
 """
 
 from collections.abc import Mapping

@@ -25,7 +25,17 @@ def test_train_held_out_and_none_are_disjoint_and_together_all_attacks() -> None
     parts = [*TRAIN_ATTACKS, *held_out_attacks(), "none"]
     assert len(parts) == len(set(parts))
     assert set(parts) == set(attack_names())
-    assert {"alie", "ipm", "min_max"} <= set(held_out_attacks())
+    assert {"alie", "ipm", "ipm_small", "mimic", "min_max", "min_sum", "poisonedfl"} <= set(held_out_attacks())
+
+
+@pytest.mark.parametrize("name", ["on_off", "late_onset"])
+def test_a_timetable_is_held_out_even_around_a_train_attack(name: str) -> None:
+    attack = make_attack(name)
+    assert attack.attack in TRAIN_ATTACKS
+    assert name in held_out_attacks()
+    rounds = [attack.active(i) for i in range(20)]
+    begins = ScenarioDistribution().onset
+    assert rounds not in [[i >= onset for i in range(20)] for onset in range(begins[0], begins[1] + 1)]
 
 
 def test_a_plugged_in_attack_is_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
