@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import math
 import pickle
 
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fl_core import Scenario
+from fl_core.aggregation import make_rule
 from fl_core.attacks import Attack, Knowledge, LocalData, attack_names, base, make_attack, register_attack
 
 TRAINED_ON = ["scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip"]
@@ -162,9 +165,12 @@ def test_every_attack_is_documented_in_the_form_that_tables_are_made_of(name):
         next(i for i, line in enumerate(lines) if line.startswith(k)) for k in ("Formula:", "Source:", "Checked ")
     ]
     assert starts == sorted(starts)
-    fields = set(inspect.signature(base._ATTACKS[name]).parameters) - {"colluding", "jitter"}
-    described = {line.strip().split(":")[0] for line in lines[starts[-1] :] if line.startswith("    ")}
-    assert fields <= described
+    described = {
+        line.strip().split(":")[0]
+        for kind in base._ATTACKS[name].__mro__[:-1]
+        for line in inspect.getdoc(kind).partition("Attributes:")[2].splitlines()
+    }
+    assert set(inspect.signature(base._ATTACKS[name]).parameters) <= described
 
 
 def test_the_train_attacks_have_an_independent_and_a_colluding_form():
@@ -256,6 +262,20 @@ def test_a_scheduled_attack_is_the_other_one_but_for_the_rounds(name, inner, nor
     assert (aims[0] is None) == (aims[1] is None)
     if aims[0] is not None:
         assert all(torch.equal(a, b) for a, b in zip(*aims, strict=True))
+
+
+@pytest.mark.parametrize("name", attack_names())
+def test_in_a_federation_every_attack_runs_for_an_episode(name, federation):
+    built, rule = federation(Scenario(name, 0.3), entropy=1), make_rule("fltrust")
+    attacked = 0
+    for _ in range(11):  # beyond every timetable's first round of attack
+        seen = built.local_round(rule=rule)
+        attacked += int(seen.attacking)
+        assert seen.view.updates.isfinite().all()
+        built.apply(rule(seen.view).update)
+    assert attacked > 0
+    success = built.attack_success("validation")
+    assert math.isnan(success) or 0 <= success <= 1
 
 
 def test_a_memory_of_another_federation_is_refused_with_the_way_out(normal, knows_all):
