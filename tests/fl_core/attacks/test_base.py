@@ -147,6 +147,11 @@ def test_every_attack_on_updates_changes_what_is_sent(name, normal, knows_all):
         assert (out[malicious] != updates[malicious]).any(dim=1).all()
 
 
+def test_none_sends_what_was_trained(normal, knows_all):
+    updates = normal(N, P)
+    assert torch.equal(play(make_attack("none"), [updates], first(3), knows_all)[0], updates)
+
+
 @pytest.mark.parametrize("name", BLIND)
 def test_an_attack_that_says_it_knows_nothing_reads_no_honest_update(name, normal, knows_all):
     attack = make_attack(name)
@@ -171,6 +176,13 @@ def test_every_attack_is_documented_in_the_form_that_tables_are_made_of(name):
         for line in inspect.getdoc(kind).partition("Attributes:")[2].splitlines()
     }
     assert set(inspect.signature(base._ATTACKS[name]).parameters) <= described
+
+
+def test_the_families_are_complete():
+    data = {"label_flip", "dynamic_label_flip", "targeted_label_flip"}
+    simple = {*TRAINED_ON, "zero", "same_value", "free_rider", "random_direction"}
+    colluding = {"alie", "ipm", "ipm_small", "mimic", "min_max", "min_sum"}
+    assert {"none", *data, *simple, *colluding, *SCHEDULES, "poisonedfl"} <= set(attack_names())
 
 
 def test_the_train_attacks_have_an_independent_and_a_colluding_form():

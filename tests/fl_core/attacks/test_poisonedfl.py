@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
+from fl_core import Scenario
 from fl_core.attacks import AdversaryView, make_attack
 from fl_core.attacks.poisonedfl import binomial_tail
 
@@ -140,8 +141,6 @@ def test_a_parameter_out_of_range_is_refused_by_name(field, value):
 
 
 def test_in_a_federation_of_averages_it_drags_the_model_along_its_signs(federation):
-    from fl_core import Scenario
-
     built = federation(Scenario("poisonedfl", 0.3), entropy=1)
     start = built.shared.clone()
     for _ in range(6):
