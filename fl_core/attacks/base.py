@@ -1,7 +1,7 @@
 """What an attack is, and the registry of attacks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -107,6 +107,7 @@ class Attack:
             return sent
         if malicious.all():
             raise ValueError(f"all {len(malicious)} clients are malicious; at least one must be honest")
+        adversary = replace(adversary, malicious=malicious)
         sent[malicious] = self.corrupt(updates[malicious], updates[~malicious], adversary)
         return sent
 
