@@ -1,17 +1,21 @@
 """Attacks on this project's own defence: they know its six features, its reference update, or the policy itself."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, pi
+from itertools import product
+from math import acos, cos, inf, pi, sin
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import require_reference
+from fl_core.aggregation.view import ServerView
 from fl_core.attacks.adversary import AdversaryView, Knowledge
 from fl_core.attacks.base import register_attack
-from fl_core.attacks.optimised import CommonVectorAttack, check_budget
+from fl_core.attacks.optimised import NEGLIGIBLE, CommonVectorAttack, axes, check_budget, unit_vector
 from fl_core.attacks.search import Score, evolve
+from fl_core.fingerprint import FEATURES
 from fl_core.fingerprint.geometry import median, norms, root_cosine
 
 # The honest range that a feature has to stay in: from one quantile of the honest clients' values to the other.
@@ -38,7 +42,7 @@ class ReferenceOrthogonal(CommonVectorAttack):
         """See ``CommonVectorAttack.vector``."""
         view = adversary.server_view("reference_orthogonal", adversary.arrange(own, honest))
         reference = require_reference(view, "reference_orthogonal")
-        unit, aside = _axes(reference, honest.mean(dim=0))
+        unit, aside = axes(reference, honest.mean(dim=0))
         length, cosine = median(norms(honest)), median(root_cosine(honest, reference)).clamp(-1, 1)
         return length * (cosine * unit - (1 - cosine.square()).sqrt() * aside)
 
@@ -55,17 +59,18 @@ class FeatureBox(CommonVectorAttack):
 
     Threat model: the adversary knows the honest updates and can compute the server's whole fingerprint, root data
     included; it does not know the rule. Colluding clients send one vector: that lifts their peer cosine, and so lets
-    them point away from the honest ones. Searched is a small space: the update of the client that fits the box best,
-    its parts along the reference, along the honest mean, along the honest standard deviation (against the mean's
-    sign), and the rest of it, each with its own factor. A point outside the box counts by how far outside it is; if
-    none inside is found, the least conspicuous one is sent. ``jitter`` is added after the search.
+    them point away from the honest ones. The search begins at vectors of typical norm, root and peer cosine that are
+    otherwise as one client's update is, and moves in the span of the best of them, the reference, what the honest
+    clients agree on, their mean, and their standard deviation against the mean's sign. Outside the box a point counts
+    by how far outside it is; if none inside is found, the least conspicuous one is sent. ``jitter`` is added after the
+    search, and may lead out of the box.
 
     Attributes:
-        evaluations: Budget: fingerprints that are computed in a round.
+        evaluations: Budget: fingerprints that are computed in a round, two more than this at most.
     """
 
     knows: ClassVar[Knowledge] = Knowledge.FINGERPRINT
-    evaluations: int = 100
+    evaluations: int = 60
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,69 +78,56 @@ class FeatureBox(CommonVectorAttack):
 
     def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``CommonVectorAttack.vector``."""
-        places, mean = adversary.places(own, honest), honest.mean(dim=0)
+        places, mean = adversary.places(own, honest), honest.mean(dim=0).double()
         everyone = adversary.arrange(own, honest)
         view = adversary.server_view("feature_box", everyone)
-        model = everyone[_outside(view.fingerprint.observation, places).argmin()]
-        basis = _basis(model, require_reference(view, "feature_box"), honest)
-        length = median(norms(honest))
+        typical = _Typical.of(view, places, require_reference(view, "feature_box"))
 
-        def score(point: Tensor) -> Score:
-            sent = (point @ basis).to(own.dtype)
-            updates = adversary.arrange(sent.expand_as(own), honest)
+        def score(sent: Tensor) -> Score:
+            updates = adversary.arrange(sent.to(own.dtype).expand_as(own), honest)
             features = adversary.server_view("feature_box", updates).fingerprint.observation
-            return -float(_outside(features, places)[places].max()), -float(sent.double() @ mean.double())
+            return -float(_outside(features, places)[places].max()), -float(sent @ mean)
 
-        start = basis @ model.double()
-        best = evolve(score, [start], 0.3 * float(length), self.evaluations - 1, adversary.generator)
+        # A fifth of the budget goes to finding whose update to start from, beginning with those that fit the box best.
+        order = _outside(view.fingerprint.observation, places).argsort(stable=True)
+        starts = [typical.like(row, len(own)) for row in everyone[order[: max(self.evaluations // 5, 1)]]]
+        model = max(starts, key=score)
+        basis = _basis([typical.unit, typical.agreed, model, mean, _against(honest)])
+        best = evolve(
+            lambda point: score(point @ basis),
+            [basis @ model],
+            0.3 * float(typical.length),
+            max(self.evaluations - len(starts), 1),
+            adversary.generator,
+        )
         return best @ basis
-
-
-def _outside(features: Tensor, malicious: Tensor) -> Tensor:
-    """How far each client is outside the honest range, summed over the features: (N, 6), (N,) to (N,)."""
-    honest = features[~malicious].double()
-    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64, device=honest.device), dim=0)
-    return ((low - features).clamp_min(0) + (features - high).clamp_min(0)).sum(dim=1)
-
-
-def _basis(model: Tensor, reference: Tensor, honest: Tensor) -> Tensor:
-    """Orthonormal directions (at most 4, P) float64 whose span holds ``model`` (P,)."""
-    mean = honest.mean(dim=0)
-    spread = honest.std(dim=0, correction=0) * mean.sign()
-    rows: list[Tensor] = []
-    for vector in (reference, mean, model, spread):
-        rest = vector.double()
-        for row in rows * 2:  # twice: once leaves rounding along the earlier directions
-            rest = rest - (rest @ row) * row
-        if rest.norm() > 1e-9 * vector.double().norm():
-            rows.append(rest / rest.norm())
-    return torch.stack(rows) if rows else torch.zeros(1, len(model), dtype=torch.float64, device=model.device)
-
-
-def _axes(reference: Tensor, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors (P,) float64 along the reference, and along the part of the mean that is orthogonal to it.
-
-    Zeros where there is no such direction.
-    """
-    unit = _unit(reference.double())
-    aside = mean.double() - (mean.double() @ unit) * unit
-    return unit, _unit(torch.where(aside.norm() > 1e-9 * mean.double().norm(), aside, 0.0))
-
-
-def _unit(vector: Tensor) -> Tensor:
-    length = vector.norm()
-    return vector / torch.where(length > 0, length, 1.0)
 
 
 @register_attack("policy_aware")
 @dataclass(frozen=True)
 class PolicyAware(CommonVectorAttack):
-    """TODO."""
+    """Against the deployed rule itself: scale, angle to the reference and share of coordinates, by black-box search.
+
+    Formula: ``t·ρ·(cos φ·e₀ − sin φ·u)`` on the share q of coordinates with the largest |μ|, μ on the others; (t, φ, q)
+        minimises ``rule(...)·μ``. e₀, u and ρ as in ``reference_orthogonal``.
+    Source: ours.
+    Checked against: every point that was tried, ``reference_orthogonal`` among them.
+
+    Threat model: the adversary knows the honest updates and the server's reference, and can ask the frozen policy (or
+    any other rule) what it would make of a round, as often as the budget lets it. φ = 0 is the reference itself,
+    φ = π/2 orthogonal to it, φ = π its reverse. The search begins with twelve fixed points, and goes on as an evolution
+    strategy. It minimises the aggregate's movement along the honest mean: to first order the honest clients' progress,
+    which an adversary knows from their updates alone. The loss on root data would be what a defence with root data
+    watches too, and the distance to the honest mean counts overshooting it as harm.
+
+    Attributes:
+        evaluations: Budget: how often the deployed rule is evaluated in a round.
+        largest: Largest t, the length of what is sent in units of the median honest norm.
+    """
 
     knows: ClassVar[Knowledge] = Knowledge.POLICY
     evaluations: int = 60
     largest: float = 10.0
-    damage: str = "movement"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -146,39 +138,100 @@ class PolicyAware(CommonVectorAttack):
     def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``CommonVectorAttack.vector``."""
         view = adversary.server_view("policy_aware", adversary.arrange(own, honest))
-        reference, mean = require_reference(view, "policy_aware"), honest.mean(dim=0)
-        unit, aside = _axes(reference, mean)
+        reference, mean = require_reference(view, "policy_aware"), honest.mean(dim=0).double()
+        unit, aside = axes(reference, mean)
         length = median(norms(honest))
         order = mean.abs().argsort(descending=True, stable=True)
 
-        def candidate(point: Tensor) -> Tensor:
+        def sent(point: Tensor) -> Tensor:
             scale, angle, share = point.tolist()
-            vector = scale * length * (torch.cos(point[1]) * unit - torch.sin(point[1]) * aside)
-            count = round(share * len(order))
-            sent = mean.double()
-            sent[order[:count]] = vector[order[:count]]
-            return sent.to(own.dtype)
+            attacked = order[: round(share * len(order))]
+            vector = mean.clone()
+            vector[attacked] = (scale * length * (cos(angle) * unit - sin(angle) * aside))[attacked]
+            return vector.to(own.dtype)
 
         def score(point: Tensor) -> Score:
-            update = adversary.aggregate("policy_aware", adversary.arrange(candidate(point).expand_as(own), honest))
-            if self.damage == "loss":
-                return (float(view.root_losses(update[None])[0]),)
-            if self.damage == "distance":
-                return (float((update - mean).double().norm()),)
-            return (-float(update.double() @ mean.double()),)
+            update = adversary.aggregate("policy_aware", adversary.arrange(sent(point).expand_as(own), honest))
+            return (-float(update.double() @ mean),)
 
-        def project(point: Tensor) -> Tensor:
-            low = point.new_tensor([0.0, 0.0, 0.0])
-            high = point.new_tensor([self.largest, pi, 1.0])
-            return point.clamp(low, high)
+        natural = acos(float(median(root_cosine(honest, reference)).clamp(-1, 1)))
+        starts = product((1.0, self.largest), (natural, pi / 2, pi), (1.0, 0.5))
+        points = [torch.tensor(start, dtype=torch.float64) for start in starts]
+        low, high = torch.zeros(3, dtype=torch.float64), torch.tensor([self.largest, pi, 1.0], dtype=torch.float64)
+        return sent(
+            evolve(score, points, 0.3, self.evaluations, adversary.generator, lambda point: point.clamp(low, high))
+        )
 
-        cosine = float(median(root_cosine(honest, reference)).clamp(-1, 1))
-        natural = float(torch.acos(torch.tensor(cosine)))
-        starts = [
-            torch.tensor([scale, angle, share], dtype=torch.float64)
-            for scale in (1.0, self.largest)
-            for angle in (natural, 0.5 * pi, pi)
-            for share in (1.0, 0.5)
-        ]
-        best = evolve(score, starts, 0.3, self.evaluations, adversary.generator, project)
-        return candidate(best)
+
+@dataclass(frozen=True, eq=False)
+class _Typical:
+    """The middle of what honest clients look like, in the three features that geometry sets.
+
+    Attributes:
+        unit: (P,) float64, along the reference.
+        agreed: (P,) float64, sum of the honest unit vectors, without its part along the reference.
+        along: That part.
+        length: Median norm.
+        root: Median root cosine.
+        peers: Median peer cosine times the N − 1 peers.
+    """
+
+    unit: Tensor
+    agreed: Tensor
+    along: float
+    length: Tensor
+    root: float
+    peers: float
+
+    @classmethod
+    def of(cls, view: ServerView, places: Tensor, reference: Tensor) -> "_Typical":
+        honest, features = view.updates[~places], view.fingerprint.raw[~places]
+        lengths = norms(honest)
+        total = (1 / torch.where(lengths > 0, lengths, 1.0)) @ honest.double()
+        unit = unit_vector(reference.double())
+        return cls(
+            unit=unit,
+            agreed=total - (total @ unit) * unit,
+            along=float(total @ unit),
+            length=median(lengths),
+            root=float(median(features[:, FEATURES.index("root_cosine")])),
+            peers=float(median(features[:, FEATURES.index("peer_cosine")])) * (len(places) - 1),
+        )
+
+    def like(self, row: Tensor, colluders: int) -> Tensor:
+        """A vector (P,) typical in these three if ``colluders`` send it, and otherwise as ``row`` (P,) is."""
+        agreed, strength = unit_vector(self.agreed), float(self.agreed.norm())
+        wanted = self.peers - (colluders - 1) - self.root * self.along
+        room = max(1 - self.root**2, 0.0)
+        part = max(-(room**0.5), min(wanted / strength, room**0.5)) if strength > 0 else 0.0
+        rest = row.double() - (row.double() @ self.unit) * self.unit
+        rest = rest - (rest @ agreed) * agreed
+        aside = max(room - part**2, 0.0) ** 0.5
+        vector: Tensor = self.length * (self.root * self.unit + part * agreed + aside * unit_vector(rest))
+        return vector
+
+
+def _against(honest: Tensor) -> Tensor:
+    """(P,) float64, the honest standard deviation against the sign of the honest mean."""
+    spread: Tensor = honest.std(dim=0, correction=0) * honest.mean(dim=0).sign()
+    return -spread.double()
+
+
+def _outside(features: Tensor, malicious: Tensor) -> Tensor:
+    """How far each client is outside the honest range, summed over the features: (N, 6), (N,) to (N,)."""
+    honest = features[~malicious].double()
+    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64, device=honest.device), dim=0)
+    beyond: Tensor = (low - features).clamp_min(0) + (features - high).clamp_min(0)
+    return beyond.sum(dim=1)
+
+
+def _basis(vectors: Sequence[Tensor]) -> Tensor:
+    """Orthonormal directions (k, P) float64 of the same span as vectors (P,); one of zeros if they are all zero."""
+    rows: list[Tensor] = []
+    for vector in vectors:
+        rest = vector.clone()
+        for row in rows * 2:  # twice: once leaves rounding along the earlier directions
+            rest = rest - (rest @ row) * row
+        if rest.norm() > NEGLIGIBLE * vector.norm():
+            rows.append(rest / rest.norm())
+    return torch.stack(rows) if rows else torch.zeros_like(vectors[0])[None]

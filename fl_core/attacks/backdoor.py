@@ -41,7 +41,7 @@ class Backdoor(Attack):
 
     @abstractmethod
     def implant(self, data: LocalData, count: int) -> Tensor | None:
-        """Prepared images (M, K, count, C, H, W) for the first ``count`` places of every batch; ``None`` if it cannot."""
+        """Prepared images (M, K, count, C, H, W) for the first places of every batch; ``None`` if there are none."""
 
     def poison(self, data: LocalData) -> tuple[Tensor, Tensor]:
         """See ``Attack.poison``. Batches are in random order, so their first places are as good as any.
@@ -71,7 +71,7 @@ class Backdoor(Attack):
 @register_attack("model_replacement")
 @dataclass(frozen=True)
 class ModelReplacement(Backdoor):
-    """A light patch in the corner means the target; the update is boosted so that the mean becomes the attacker's model.
+    """A light patch in the corner means the target; boosted so that the mean of all becomes the attacker's model.
 
     Formula: ``(n/f)·Δ`` after training on batches of which a share carries the patch.
     Source: Bagdasaryan et al. 2020, arXiv 1807.00459, section 4.2 (γ = n/η); the patch as in BadNets, Gu et al. 2017,
@@ -126,14 +126,16 @@ class EdgeCase(Backdoor):
     Source: Wang et al. 2020, arXiv 2007.05084, section 3, black-box form.
     Checked against: the distances, and that test and training use the same definition.
 
-    The malicious clients pool their rare samples and repeat them; a round in which they hold none of the source class is
-    an honest one. The paper finds rare samples by the density of their features, or takes them from another data set.
+    The malicious clients pool their rare samples and repeat them; where they hold none of the source class, nothing is
+    poisoned. The paper finds rare samples by the density of their features, or takes them from another data set. The
+    update is boosted as in model replacement, which the paper has as an option.
 
     Attributes:
         source: Class whose rare samples are relabelled.
         tail: Share of the source class that is rare.
     """
 
+    boost: float | None = None
     source: int = 1
     tail: float = 0.2
 
@@ -233,4 +235,6 @@ def bars(height: int, width: int) -> list[tuple[slice, slice]]:
 def check_class(attack: str, field: str, value: int, num_classes: int) -> None:
     """Raises a ValueError that names the attack and the field, if the data set has no such class."""
     if value >= num_classes:
-        raise ValueError(f"{attack}: {field}={value} is no class of a data set with {num_classes}: 0 to {num_classes - 1}")
+        raise ValueError(
+            f"{attack}: {field}={value} is no class of a data set with {num_classes}: 0 to {num_classes - 1}"
+        )

@@ -16,6 +16,9 @@ from fl_core.attacks.adversary import AdversaryView, Knowledge
 from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
 from fl_core.attacks.search import line_search
 
+# A direction shorter than this, relative to what it is a part of, is rounding of float32 updates.
+NEGLIGIBLE = 1e-6
+
 
 @dataclass(frozen=True)
 class CommonVectorAttack(Attack):
@@ -141,6 +144,7 @@ class LineSearchAttack(CommonVectorAttack):
     """
 
     knows: ClassVar[Knowledge] = Knowledge.RULE
+    _name: ClassVar[str]
     largest: float = 50.0
     evaluations: int = 20
 
@@ -149,11 +153,6 @@ class LineSearchAttack(CommonVectorAttack):
         if not 0 < self.largest < inf:
             raise ValueError(f"{self._name}: largest must be above 0 and finite, got {self.largest}")
         check_budget(self._name, "evaluations", self.evaluations)
-
-    @property
-    @abstractmethod
-    def _name(self) -> str:
-        """Registered name, for messages."""
 
     @abstractmethod
     def candidate(self, honest: Tensor) -> Callable[[float], Tensor]:
@@ -183,7 +182,7 @@ class OptimisedALIE(LineSearchAttack):
     ways. Under a plain mean no z is too large: ``largest`` is what bounds it.
     """
 
-    _name = "optimised_alie"
+    _name: ClassVar[str] = "optimised_alie"
 
     def candidate(self, honest: Tensor) -> Callable[[float], Tensor]:
         """See ``LineSearchAttack.candidate``."""
@@ -201,7 +200,7 @@ class OptimisedIPM(LineSearchAttack):
     Checked against: every ε that was tried.
     """
 
-    _name = "optimised_ipm"
+    _name: ClassVar[str] = "optimised_ipm"
 
     def candidate(self, honest: Tensor) -> Callable[[float], Tensor]:
         """See ``LineSearchAttack.candidate``."""
@@ -230,26 +229,21 @@ class FLTrustAdaptive(CommonVectorAttack):
     def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``CommonVectorAttack.vector``."""
         view = adversary.server_view("fltrust_adaptive", adversary.arrange(own, honest))
-        reference = require_reference(view, "fltrust_adaptive").double()
+        reference = require_reference(view, "fltrust_adaptive")
         way = FLTrust()(view).update.sign().double()
-        length = reference.norm()
-        unit = reference / torch.where(length > 0, length, 1.0)
-        along = way @ unit
-        aside = way - along * unit
-        if aside.norm() <= _NOTHING * way.norm():
+        unit, aside = axes(reference, way)
+        if not aside.any():
             return -reference
-        units = honest.double() / honest.double().norm(dim=1, keepdim=True).clamp_min(_NOTHING)
-        trust = (units @ unit).clamp_min(0)
+        rows = honest.double()
+        lengths = rows.norm(dim=1, keepdim=True)
+        rows = rows / torch.where(lengths > 0, lengths, 1.0)
+        trust = (rows @ unit).clamp_min(0)
         cosine = torch.linspace(0.001, 1.0, 1000, dtype=torch.float64, device=own.device)
         sine = (1 - cosine.square()).sqrt()
-        sent = cosine * along - sine * aside.norm()
-        moved = (trust @ (units @ way) + len(own) * cosine * sent) / (trust.sum() + len(own) * cosine)
-        best = moved.argmin()
-        return length * (cosine[best] * unit - sine[best] * aside / aside.norm())
-
-
-# A direction of less than this, relative to what it is a part of, is rounding.
-_NOTHING = 1e-9
+        moved = trust @ (rows @ way) + len(own) * cosine * (cosine * (way @ unit) - sine * (way @ aside))
+        best = (moved / (trust.sum() + len(own) * cosine)).argmin()
+        vector: Tensor = reference.double().norm() * (cosine[best] * unit - sine[best] * aside)
+        return vector
 
 
 def _way(own: Tensor, honest: Tensor) -> Tensor:
@@ -261,3 +255,19 @@ def check_budget(attack: str, field: str, budget: int) -> None:
     """Raises a ValueError that names the attack and the field, if a budget is below 1."""
     if budget < 1:
         raise ValueError(f"{attack}: {field} must be at least 1, got {budget}")
+
+
+def axes(reference: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors (P,) float64 along the reference, and along the part of a vector that is orthogonal to it.
+
+    Zeros where there is no such direction.
+    """
+    unit = unit_vector(reference.double())
+    aside = vector.double() - (vector.double() @ unit) * unit
+    return unit, unit_vector(torch.where(aside.norm() > NEGLIGIBLE * vector.double().norm(), aside, 0.0))
+
+
+def unit_vector(vector: Tensor) -> Tensor:
+    """The vector (P,) at length 1; zeros stay zeros."""
+    length = vector.norm()
+    return vector / torch.where(length > 0, length, 1.0)

@@ -16,39 +16,36 @@ def line_search(damage: Callable[[float], float], largest: float, evaluations: i
     """The most damaging strength in (0, largest], of those that were tried.
 
     Half of the evaluations go to the powers of ½ times ``largest``, because a rule's tolerance may lie at any scale;
-    the others halve in on the best of them by golden section, between its two neighbours. Of equals the smaller is
-    taken, the one that hides better.
+    the others go by golden section to between the two neighbours of the best of them. Of equals the smaller is taken,
+    the one that hides better.
 
     Args:
         damage: Asked ``evaluations`` times.
         largest: Upper end of the search.
         evaluations: At least 1.
     """
-    tried = {}
-
-    def ask(strength: float) -> float:
-        tried[strength] = damage(strength)
-        return tried[strength]
-
     grid = [largest * 0.5**i for i in reversed(range((evaluations + 1) // 2))]
-    for strength in grid:
-        ask(strength)
+    tried = {strength: damage(strength) for strength in grid}
     best = _best(tried)
     low, high = best / 2, min(2 * best, largest)
-    left, right = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-    for _ in range(evaluations - len(grid)):
-        # One of the two inner points of the bracket has been asked before, except at the start.
-        asked = left if left not in tried else right
-        ask(asked)
-        if left not in tried or right not in tried:
-            continue
+    left, right = _inner(low, high)
+    for strength in (left, right)[: evaluations - len(grid)]:
+        tried[strength] = damage(strength)
+    for _ in range(evaluations - len(grid) - 2):
         if tried[left] >= tried[right]:
             high, right = right, left
-            left = high - _GOLDEN * (high - low)
+            left, _ = _inner(low, high)
+            tried[left] = damage(left)
         else:
             low, left = left, right
-            right = low + _GOLDEN * (high - low)
+            _, right = _inner(low, high)
+            tried[right] = damage(right)
     return _best(tried)
+
+
+def _inner(low: float, high: float) -> tuple[float, float]:
+    """The two points that divide an interval by the golden ratio."""
+    return high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
 
 
 def _best(tried: dict[float, float]) -> float:
@@ -85,7 +82,7 @@ def evolve(
     best = max(tried, key=lambda one: one.score)
     for _ in range(evaluations - len(tried)):
         noise = torch.randn(best.point.shape, generator=generator, dtype=best.point.dtype)
-        child = project(best.point + step * noise)
+        child = project(best.point + step * noise.to(best.point))
         child_score = score(child)
         if child_score > best.score:
             best, step = _Best(child, child_score), 1.5 * step
