@@ -1,7 +1,7 @@
 """Attacks on this project's own defence: they know its six features, its reference update, or the policy itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import acos, cos, inf, pi, sin
 from typing import ClassVar
@@ -12,7 +12,7 @@ from torch import Tensor
 from fl_core.aggregation.base import require_reference
 from fl_core.aggregation.view import ServerView
 from fl_core.attacks.adversary import AdversaryView, Knowledge
-from fl_core.attacks.base import register_attack
+from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
 from fl_core.attacks.optimised import NEGLIGIBLE, CommonVectorAttack, axes, check_budget, unit_vector
 from fl_core.attacks.search import Score, evolve
 from fl_core.fingerprint import FEATURES
@@ -20,6 +20,9 @@ from fl_core.fingerprint.geometry import median, norms, root_cosine
 
 # The honest range that a feature has to stay in: from one quantile of the honest clients' values to the other.
 BOX = (0.05, 0.95)
+# In the search for a start: how finely the colluders' own share is tried, and how much of what is orthogonal to the
+# reference may go into geometry, the rest being left to look like a client's update.
+_STEPS, _SHARED = 50, 0.9
 
 
 @register_attack("reference_orthogonal")
@@ -49,21 +52,21 @@ class ReferenceOrthogonal(CommonVectorAttack):
 
 @register_attack("feature_box")
 @dataclass(frozen=True)
-class FeatureBox(CommonVectorAttack):
+class FeatureBox(Attack):
     """Against the honest mean as far as all six features stay within the honest clients' 5 to 95 % range.
 
-    Formula: minimise ``x·μ`` subject to ``q₅ ≤ feature(x) ≤ q₉₅`` for each of the six, q the quantiles of the honest
-        clients' features in the same round, with x among them.
+    Formula: minimise ``mean(xᵢ)·μ`` subject to ``q₅ ≤ feature(xᵢ) ≤ q₉₅`` for each of the six and every malicious
+        client i, q the quantiles of the honest clients' features in the same round, with the xᵢ among them.
     Source: ours.
     Checked against: the features of what is sent, recomputed.
 
     Threat model: the adversary knows the honest updates and can compute the server's whole fingerprint, root data
-    included; it does not know the rule. Colluding clients send one vector: that lifts their peer cosine, and so lets
-    them point away from the honest ones. The search begins at vectors of typical norm, root and peer cosine that are
-    otherwise as one client's update is, and moves in the span of the best of them, the reference, what the honest
-    clients agree on, their mean, and their standard deviation against the mean's sign. Outside the box a point counts
-    by how far outside it is; if none inside is found, the least conspicuous one is sent. ``jitter`` is added after the
-    search, and may lead out of the box.
+    included; it does not know the rule. Colluding clients send a common vector, which lifts their peer cosine and so
+    lets them point away from the honest ones, and each a multiple of what is peculiar to its own update, which lowers
+    it again. The search begins at vectors of typical norm, root and peer cosine that are otherwise as one client's
+    update is, and moves in the span of the best of them, the reference, what the honest clients agree on, their mean,
+    and their standard deviation against the mean's sign. Outside the box a point counts by how far outside it is; if
+    none inside is found, the least conspicuous one is sent. ``jitter`` comes after the search, and may lead out.
 
     Attributes:
         evaluations: Budget: fingerprints that are computed in a round, two more than this at most.
@@ -71,36 +74,41 @@ class FeatureBox(CommonVectorAttack):
 
     knows: ClassVar[Knowledge] = Knowledge.FINGERPRINT
     evaluations: int = 60
+    jitter: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        check_jitter("feature_box", self.jitter)
         check_budget("feature_box", "evaluations", self.evaluations)
 
-    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``CommonVectorAttack.vector``."""
-        places, mean = adversary.places(own, honest), honest.mean(dim=0).double()
-        everyone = adversary.arrange(own, honest)
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        places, everyone = adversary.places(own, honest), adversary.arrange(own, honest)
         view = adversary.server_view("feature_box", everyone)
         typical = _Typical.of(view, places, require_reference(view, "feature_box"))
+        peculiar = _peculiar(own, [typical.unit, typical.agreed])
+        mean = honest.mean(dim=0).double()
 
-        def score(sent: Tensor) -> Score:
-            updates = adversary.arrange(sent.to(own.dtype).expand_as(own), honest)
-            features = adversary.server_view("feature_box", updates).fingerprint.observation
-            return -float(_outside(features, places)[places].max()), -float(sent @ mean)
+        def sent(common: Tensor, apart: float | Tensor) -> Tensor:
+            return (common + apart * peculiar).to(own.dtype)
 
-        # A fifth of the budget goes to finding whose update to start from, beginning with those that fit the box best.
+        def score(rows: Tensor) -> Score:
+            arranged = adversary.arrange(rows, honest)
+            features = adversary.server_view("feature_box", arranged).fingerprint.observation
+            return -float(_outside(features, places)[places].max()), -float(rows.double().mean(dim=0) @ mean)
+
+        # A fifth of the budget finds where to start from, beginning with the clients that fit the box best.
         order = _outside(view.fingerprint.observation, places).argsort(stable=True)
         starts = [typical.like(row, len(own)) for row in everyone[order[: max(self.evaluations // 5, 1)]]]
-        model = max(starts, key=score)
-        basis = _basis([typical.unit, typical.agreed, model, mean, _against(honest)])
+        common, apart = max(starts, key=lambda start: score(sent(*start)))
+        basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
         best = evolve(
-            lambda point: score(point @ basis),
-            [basis @ model],
+            lambda point: score(sent(point[:-1] @ basis, point[-1])),
+            [torch.cat([basis @ common, common.new_tensor([apart])])],
             0.3 * float(typical.length),
             max(self.evaluations - len(starts), 1),
             adversary.generator,
         )
-        return best @ basis
+        return jittered(sent(best[:-1] @ basis, best[-1]), self.jitter, adversary.generator)
 
 
 @register_attack("policy_aware")
@@ -198,17 +206,37 @@ class _Typical:
             peers=float(median(features[:, FEATURES.index("peer_cosine")])) * (len(places) - 1),
         )
 
-    def like(self, row: Tensor, colluders: int) -> Tensor:
-        """A vector (P,) typical in these three if ``colluders`` send it, and otherwise as ``row`` (P,) is."""
+    def like(self, row: Tensor, colluders: int) -> tuple[Tensor, float]:
+        """A common vector (P,), and the length of what each of ``colluders`` should add of its own.
+
+        Typical in these three features, and otherwise as ``row`` (P,) is. Colluders are alike as far as can be, because
+        their likeness is what they can point away from the others by.
+        """
         agreed, strength = unit_vector(self.agreed), float(self.agreed.norm())
-        wanted = self.peers - (colluders - 1) - self.root * self.along
         room = max(1 - self.root**2, 0.0)
-        part = max(-(room**0.5), min(wanted / strength, room**0.5)) if strength > 0 else 0.0
-        rest = row.double() - (row.double() @ self.unit) * self.unit
-        rest = rest - (rest @ agreed) * agreed
-        aside = max(room - part**2, 0.0) ** 0.5
-        vector: Tensor = self.length * (self.root * self.unit + part * agreed + aside * unit_vector(rest))
-        return vector
+        part = apart = 0.0
+        for step in range(_STEPS):  # the smallest own share with which the angles work out
+            apart = (step / _STEPS * room) ** 0.5
+            wanted = self.peers - (colluders - 1) * (1 - apart**2) - self.root * self.along
+            part = wanted / strength if strength > 0 else 0.0
+            if part**2 + apart**2 <= _SHARED * room:
+                break
+        else:
+            part, apart = 0.0, room**0.5
+        left = max(room - part**2 - apart**2, 0.0)
+        basis = _basis([self.unit, agreed, row.double()])
+        aside = basis[-1] if len(basis) == 3 else torch.zeros_like(agreed)
+        common: Tensor = self.root * self.unit + part * agreed + left**0.5 * aside
+        return self.length * common, apart * float(self.length)
+
+
+def _peculiar(own: Tensor, others: Sequence[Tensor]) -> Tensor:
+    """Unit vectors (f, P) float64 of what each own update (f, P) has beside their mean and some directions (P,)."""
+    basis = _basis(others)
+    rows = own.double() - own.double().mean(dim=0)
+    rows = rows - (rows @ basis.T) @ basis
+    lengths = rows.norm(dim=1, keepdim=True)
+    return rows / torch.where(lengths > NEGLIGIBLE * own.double().norm(), lengths, inf)
 
 
 def _against(honest: Tensor) -> Tensor:
