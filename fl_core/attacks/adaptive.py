@@ -70,6 +70,7 @@ class FeatureBox(Attack):
 
     Attributes:
         evaluations: Budget: fingerprints that are computed in a round, two more than this at most.
+        jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
     """
 
     knows: ClassVar[Knowledge] = Knowledge.FINGERPRINT
@@ -119,7 +120,7 @@ class PolicyAware(CommonVectorAttack):
     Formula: ``t·ρ·(cos φ·e₀ − sin φ·u)`` on the share q of coordinates with the largest |μ|, μ on the others; (t, φ, q)
         minimises ``rule(...)·μ``. e₀, u and ρ as in ``reference_orthogonal``.
     Source: ours.
-    Checked against: every point that was tried, ``reference_orthogonal`` among them.
+    Checked against: ``reference_orthogonal``, one of the points that are tried, and ``ipm``: neither does more harm.
 
     Threat model: the adversary knows the honest updates and the server's reference, and can ask the frozen policy (or
     any other rule) what it would make of a round, as often as the budget lets it. φ = 0 is the reference itself,

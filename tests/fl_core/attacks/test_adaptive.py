@@ -32,10 +32,13 @@ def test_in_a_federation_all_six_features_of_a_feature_box_are_inside_the_honest
 
 
 @pytest.mark.parametrize("f", [1, 3, 5])
-def test_a_feature_box_is_never_less_conspicuous_than_it_need_be(white_box, reference, normal, f):
+def test_a_feature_box_is_inside_the_honest_range_and_goes_further_back_than_any_honest_client(
+    white_box, reference, normal, f
+):
     size = 400
     updates = normal(12, size) + reference(size)
-    malicious = torch.arange(12) % 2 == 1 if f > 5 else torch.arange(12) < f
+    malicious = torch.arange(12) % 2 == 1
+    malicious &= malicious.cumsum(dim=0) <= f
     adversary = white_box(size, make_rule("fedavg"))
     sent = make_attack("feature_box", evaluations=150)(updates, malicious, adversary)
     features = adversary.server_view("test", sent).fingerprint.observation.double().numpy()
