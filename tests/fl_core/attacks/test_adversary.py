@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation import Aggregate, Rule, ServerView, make_rule
-from fl_core.attacks import AdversaryView, Attack
+from fl_core.attacks import AdversaryView, Attack, make_attack
 
 MALICIOUS = torch.tensor([False, True, False, True, True])
 
@@ -65,3 +65,16 @@ def test_where_places_are_not_known_its_own_rows_come_first(normal):
     adversary = AdversaryView(torch.Generator())
     assert adversary.places(own, honest).tolist() == [True, True, False, False, False]
     assert torch.equal(adversary.arrange(own, honest), torch.cat([own, honest]))
+
+
+@pytest.mark.parametrize("name", ["optimised_alie", "optimised_ipm", "policy_aware"])
+def test_an_attack_on_the_deployed_rule_says_that_none_is_known(name, white_box, normal):
+    adversary = replace(white_box(9, make_rule("fedavg")), rule=None)
+    with pytest.raises(ValueError, match=f"{name} is made against the deployed rule, and none is known here"):
+        make_attack(name)(normal(5, 9), MALICIOUS, adversary)
+
+
+@pytest.mark.parametrize("name", ["feature_box", "fltrust_adaptive", "reference_orthogonal"])
+def test_an_attack_on_the_reference_says_that_no_server_is_known(name, normal):
+    with pytest.raises(ValueError, match=f"{name} knows the server's fingerprint: give AdversaryView a server"):
+        make_attack(name)(normal(5, 9), MALICIOUS, AdversaryView(torch.Generator()))

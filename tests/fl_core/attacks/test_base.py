@@ -1,13 +1,11 @@
 """What holds for every attack."""
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor
 
 from fl_core.aggregation import make_rule
-from fl_core.attacks import AdversaryView, LocalData, attack_names, make_attack
+from fl_core.attacks import LocalData, attack_names, make_attack
 
 COLLUDABLE = ["scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip"]
 OMNISCIENT = ["alie", "ipm", "min_max"]
@@ -112,16 +110,3 @@ def test_the_colluding_form_starts_from_the_mean_of_the_malicious_updates(name, 
 def test_an_attack_that_poisons_nothing_hands_out_the_data_as_they_are(name):
     data = LocalData(torch.ones(1, 1, 10, 1, 2, 2), torch.arange(10)[None, None], torch.arange(1), 10, lambda x: x)
     assert make_attack(name).poison(data) == (data.images, data.labels)
-
-
-@pytest.mark.parametrize("name", DEPLOYED)
-def test_an_attack_on_the_deployed_rule_says_that_none_is_known(name, white_box, normal):
-    adversary = dataclasses.replace(white_box(P, make_rule("fedavg")), rule=None)
-    with pytest.raises(ValueError, match=f"{name} is made against the deployed rule, and none is known here"):
-        make_attack(name)(normal(N, P), first(2), adversary)
-
-
-@pytest.mark.parametrize("name", REFERENCE)
-def test_an_attack_on_the_reference_says_that_no_server_is_known(name, normal):
-    with pytest.raises(ValueError, match=f"{name} knows the server's fingerprint: give AdversaryView a server"):
-        make_attack(name)(normal(N, P), first(2), AdversaryView(torch.Generator()))
