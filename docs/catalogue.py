@@ -1,7 +1,7 @@
 """Writes docs/attacks.md and docs/rules.md from the docstrings of what is registered, so that they cannot drift.
 
-    python docs/catalogue.py            # writes them
-    python docs/catalogue.py --check    # exits with 1 if they are not what the docstrings say
+python docs/catalogue.py            # writes them
+python docs/catalogue.py --check    # exits with 1 if they are not what the docstrings say
 """
 
 import dataclasses
@@ -127,7 +127,7 @@ def attacks_page() -> str:
         "what it does": lambda e: e.summary,
         "definition": lambda e: e.fields["Formula"],
         "parameters": _shown,
-        "knows": lambda e: str(getattr(e.factory, "knows", "")),
+        "knows": lambda e: str(e.factory().knows),
         "trained on": lambda e: "yes" if e.name in TRAIN_ATTACKS else "held out",
         "source": lambda e: e.fields["Source"],
         "checked against": lambda e: e.fields["Checked against"],

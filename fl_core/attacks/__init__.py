@@ -1,16 +1,28 @@
 """Attacks: functions of honest updates (or labels) that malicious clients apply before they send."""
 
 from fl_core.attacks import (  # noqa: F401  (importing registers)
+    adaptive,
     agr_agnostic,
+    backdoor,
     colluding,
     data,
     free_rider,
     mimic,
+    optimised,
     poisonedfl,
     schedule,
     simple,
 )
 from fl_core.attacks.adversary import AdversaryView, Knowledge, LocalData
-from fl_core.attacks.base import Attack, attack_names, make_attack, register_attack
+from fl_core.attacks.base import Attack, attack_factory, attack_names, make_attack, register_attack
 
-__all__ = ["AdversaryView", "Attack", "Knowledge", "LocalData", "attack_names", "make_attack", "register_attack"]
+__all__ = [
+    "AdversaryView",
+    "Attack",
+    "Knowledge",
+    "LocalData",
+    "attack_factory",
+    "attack_names",
+    "make_attack",
+    "register_attack",
+]

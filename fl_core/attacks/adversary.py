@@ -33,6 +33,7 @@ class AdversaryView:
         last_change: (P,) float32, the global model's change in the round before; every client sees it. Zeros at first.
         server: White box: the view that the server would have of updates (N, P) if they were sent.
         rule: White box: the rule that is deployed. Use ``aggregate``, which leaves its memory untouched.
+        malicious: (N,) bool, places of its own clients among all; ``Attack.__call__`` fills it in.
     """
 
     generator: torch.Generator
@@ -41,6 +42,23 @@ class AdversaryView:
     last_change: Tensor | None = None
     server: Callable[[Tensor], ServerView] | None = None
     rule: Rule | None = None
+    malicious: Tensor | None = None
+
+    def places(self, own: Tensor, honest: Tensor) -> Tensor:
+        """Which rows of all N the adversary's own f are, (N,) bool; the first f where the places are not known."""
+        if self.malicious is not None:
+            return self.malicious
+        return torch.arange(len(own) + len(honest), device=own.device) < len(own)
+
+    def arrange(self, own: Tensor, honest: Tensor) -> Tensor:
+        """All rows (N, P) in the order in which the server gets them, from own (f, P) and honest ones (N − f, P).
+
+        Most rules do not care, but one that remembers clients does.
+        """
+        places = self.places(own, honest)
+        updates = honest.new_empty(len(places), honest.shape[1])
+        updates[places], updates[~places] = own, honest
+        return updates
 
     def known_change(self, attack: str) -> Tensor:
         """The global model's change (P,) in the round before; zeros in the first.

@@ -1,7 +1,8 @@
 """What an attack is, and the registry of attacks."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +18,11 @@ register_attack = _ATTACKS.register
 def attack_names() -> list[str]:
     """Names that ``make_attack`` accepts, ``"none"`` included."""
     return sorted(_ATTACKS)
+
+
+def attack_factory(name: str) -> Callable[..., "Attack"]:
+    """What is registered under a name, usually a class; raises ValueError for an unknown one."""
+    return _ATTACKS[name]
 
 
 def make_attack(name: str, **options: Any) -> "Attack":
@@ -114,6 +120,7 @@ class Attack:
             return sent
         if malicious.all():
             raise ValueError(f"all {len(malicious)} clients are malicious; at least one must be honest")
+        adversary = replace(adversary, malicious=malicious)
         sent[malicious] = self.corrupt(updates[malicious], updates[~malicious], adversary)
         return sent
 

@@ -14,6 +14,7 @@ import torch
 from agents import PolicyFileError, TrustAggregator, TrustNet, load_policy, save_policy
 from agents.deployed import CARD, WEIGHTS, read_card
 from agents.trust_net import Architecture
+from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView, TrustWeighting
 from optigrad_env import OptiGradEnv
 
@@ -178,3 +179,19 @@ def test_the_rule_does_what_the_environment_does_with_the_same_trust(
 def test_a_view_without_root_data_is_refused_in_words(policy: TrustNet) -> None:
     with pytest.raises(ValueError, match="TrustAggregator needs root data"):
         TrustAggregator(policy)(ServerView(updates=torch.ones(3, 4)))
+
+
+def test_an_attack_can_be_made_against_a_frozen_policy_and_leaves_it_as_it_was(
+    make_policy: Callable[..., TrustNet],
+) -> None:
+    federation = Federation(configure(num_clients=8))
+    federation.reset(Scenario("policy_aware", 0.4, 0.5, attack_options={"evaluations": 20}), entropy=100)
+    rule = TrustAggregator(make_policy())
+    before = {name: value.clone() for name, value in rule.policy.state_dict().items()}
+    round_ = federation.local_round(rule)
+    assert all(torch.equal(value, before[name]) for name, value in rule.policy.state_dict().items())
+
+    federation.reset(Scenario("none", 0.4, 0.5), entropy=100)
+    honest = round_.view.updates[~round_.malicious].mean(dim=0)
+    calm = rule(federation.local_round().view).update @ honest
+    assert float(rule(round_.view).update @ honest) < float(calm)
