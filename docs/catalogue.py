@@ -110,10 +110,11 @@ def _value(value: Any) -> str:
     return str(value) if isinstance(value, str) else repr(value)
 
 
-ATTACKS = """Every attack is a name for `--attacks`, `Scenario(attack=...)` and `reset(options={"attack": ...})`, with the
-parameters of its row as `attack_options`. An attack states what its adversary must *know*; the adversary never sees more
-than an `AdversaryView`. With no malicious client every attack is the identity; it works with any number of them that
-leaves one client honest."""
+ATTACKS = """Every attack is a name for `--attacks`, `Scenario(attack=...)` and `reset(options={"attack": ...})`, with
+the parameters of its row as `attack_options`. An attack states what its adversary must *know*; the adversary never sees
+more than an `AdversaryView`. With no malicious client every attack is the identity; it works with any number of them
+that leaves one client honest. What each costs FedAvg: `python benchmarks/attacks.py`,
+[results/attacks.csv](../results/attacks.csv)."""
 
 RULES = """Every rule is a name for `--rules` and `make_rule`. A rule sees a `ServerView` and nothing else. Those marked
 *root* need the server's root data. `num_byzantine=None` assumes 30 % of the clients, as far as the rule's bound allows.
