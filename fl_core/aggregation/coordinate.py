@@ -14,6 +14,7 @@ from fl_core.fingerprint.geometry import median
 
 
 @register_rule("median")
+@dataclass(frozen=True)
 class Median(Rule):
     """Coordinate-wise median.
 

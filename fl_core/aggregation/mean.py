@@ -1,5 +1,7 @@
 """The plain mean."""
 
+from dataclasses import dataclass
+
 import torch
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
@@ -7,6 +9,7 @@ from fl_core.aggregation.view import ServerView
 
 
 @register_rule("fedavg")
+@dataclass(frozen=True)
 class FedAvg(Rule):
     """Mean of the updates, every client counting alike.
 
