@@ -114,9 +114,10 @@ def mean_around_median(updates: Tensor, keep: int) -> Tensor:
     result = torch.empty_like(updates[0])
     for columns, ordered in sorted_chunks(updates):
         middle = ordered[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
-        # The nearest values are neighbours in the order: the window whose farther end is nearest.
-        radius = torch.maximum(middle - ordered[: n - keep + 1], ordered[keep - 1 :] - middle)
-        window = radius.argmin(dim=0) + torch.arange(keep)[:, None]
+        # The nearest values are a window of the order. It moves up as long as the value that it leaves is farther off
+        # than the one that it gains, which is true up to some place and false from there on.
+        moves = middle - ordered[: n - keep] > ordered[keep:] - middle
+        window = moves.sum(dim=0) + torch.arange(keep)[:, None]
         result[columns] = ordered.gather(0, window).mean(dim=0)
     return result
 

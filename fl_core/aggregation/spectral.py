@@ -78,9 +78,11 @@ class CAF(Rule):
         ``τᵢ = ⟨v, Δᵢ − μ⟩²``; the μ with the smallest λ.
     Source: Allouah et al. 2025, arXiv 2505.01874, "Towards Trustworthy Federated Learning with Untrusted
         Participants", algorithm 2 (covariance-bound agnostic filter).
-    Checked against: the same loop on a singular value decomposition; byzpy.CAF where it has converged.
+    Checked against: the same loop on a singular value decomposition of the updates.
 
-    The principal direction is exact, from the (n, n) inner products: nothing is drawn at random.
+    The principal direction is exact, from the (n, n) inner products: nothing is drawn at random. The maximum of τ is
+    taken over updates that still count, so that every step takes the weight of one more: ByzFL and byzpy take it over
+    all, and an attacker who is out already but far away then keeps the loop from ever ending.
 
     Attributes:
         num_byzantine: f; ``None`` assumes 30 % of the clients.

@@ -59,10 +59,12 @@ def test_mean_around_median_by_hand():
 
 
 @settings(deadline=None, max_examples=60)
-@given(n=st.integers(1, 12), size=st.integers(1, 8), seed=st.integers(0, 2**31), data=st.data())
-def test_mean_around_median_takes_the_nearest_values(n, size, seed, data):
+@given(n=st.integers(1, 12), size=st.integers(1, 8), twins=st.booleans(), seed=st.integers(0, 2**31), data=st.data())
+def test_mean_around_median_takes_the_nearest_values(n, size, twins, seed, data):
     f = data.draw(st.integers(0, (n - 1) // 2))
     updates = np.random.default_rng(seed).standard_normal((n, size))
+    if twins:  # colluding attackers: many values at the same distance
+        updates[: n // 2] = updates[0] - 1
     nearest = np.argsort(abs(updates - np.median(updates, axis=0)), axis=0, kind="stable")[: n - f]
     expected = np.take_along_axis(updates, nearest, axis=0).mean(axis=0)
     np.testing.assert_allclose(aggregate("mean_around_median", updates, num_byzantine=f), expected, atol=1e-5)
