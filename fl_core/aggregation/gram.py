@@ -9,6 +9,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from fl_core.training.native import library
+
 # Columns of a chunk: half and twice as many are slower at 50 clients.
 _WIDTH = 4096
 
@@ -20,16 +22,38 @@ def relative_gram(updates: Tensor) -> Tensor:
     attacker who sends 1e30, as that only touches the entries in the attacker's own row and column.
     """
     n = len(updates)
+    if n == 1:
+        return torch.zeros(1, 1, dtype=torch.float64)
     centre = int(torch.linalg.vector_norm(updates, dim=1).sort(stable=True).indices[n // 2])
+    if library.is_built() and updates.dtype == torch.float32:
+        return _mirrored(_native(updates.contiguous(), centre))
+    return _mirrored(_plain(updates, centre))
+
+
+def _native(updates: Tensor, centre: int) -> Tensor:
+    """The lower triangle by the native library, which computes no product twice: two to three times as fast."""
+    n, size = updates.shape
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    row = updates[centre].data_ptr()
+    library.call("optigrad_gram", updates.data_ptr(), n, size, row, torch.get_num_threads(), gram.data_ptr())
+    return gram
+
+
+def _plain(updates: Tensor, centre: int) -> Tensor:
+    """The lower triangle by torch, where the library is not built, and for float64."""
+    n = len(updates)
     gram = torch.zeros(n, n, dtype=torch.float64)
     half = n // 2
     for _, exact in _chunks(updates):
         exact.sub_(exact[centre].clone())
-        # Three quarters of the products; the rest is the mirror image.
+        # Three quarters of the products: the upper right is the lower left.
         gram[:half, :half].addmm_(exact[:half], exact[:half].T)
         gram[half:].addmm_(exact[half:], exact.T)
-    gram[:half, half:] = gram[half:, :half].T
-    # The library does not promise a symmetric product, and ties must be ties.
+    return gram
+
+
+def _mirrored(gram: Tensor) -> Tensor:
+    """Symmetric to the last bit, so that ties are ties."""
     return gram.tril() + gram.tril(-1).T
 
 

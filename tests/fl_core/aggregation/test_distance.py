@@ -8,10 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core.aggregation import Aggregate, ServerView, make_rule
+from fl_core.aggregation import Aggregate, ServerView, gram, make_rule
 from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.distance import squared_distances
 from fl_core.aggregation.gram import distances_to, relative_gram
+from fl_core.training.native import library
 
 quick = settings(deadline=None, max_examples=40)
 seeds = st.integers(0, 2**31)
@@ -44,13 +45,40 @@ def test_an_attacker_who_sends_1e30_does_not_blur_the_distances_of_the_others():
     torch.testing.assert_close(squared_distances(torch.from_numpy(updates))[4:, 4:], exact, rtol=1e-10, atol=1e-10)
 
 
+def test_native_and_torch_products_are_the_same_for_every_instruction_set_and_number_of_threads(monkeypatch):
+    if not library.is_built():
+        pytest.skip("the native library is not built")
+    for n, size in ((2, 1), (3, 511), (5, 513), (16, 4096), (17, 9001)):
+        updates = torch.from_numpy(draw(n, size, n)) + 100
+        expected = gram._plain(updates, 1).tril()
+        for name in library.supported_instruction_sets():
+            monkeypatch.setenv("OPTIGRAD_ISA", name)
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+            one = gram._native(updates, 1).tril()
+            torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-9)
+            monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+            assert torch.equal(gram._native(updates, 1).tril(), one)
+
+
+def test_without_the_native_library_distances_are_the_same(monkeypatch):
+    updates = torch.from_numpy(draw(7, 5000, 0))
+    with_library = squared_distances(updates)
+    monkeypatch.setattr(library, "is_built", lambda: False)
+    torch.testing.assert_close(squared_distances(updates), with_library, rtol=1e-12, atol=1e-9)
+
+
+def test_rows_that_are_not_contiguous_are_understood():
+    updates = torch.from_numpy(draw(40, 9, 0)).T
+    torch.testing.assert_close(squared_distances(updates), squared_distances(updates.contiguous()))
+
+
 def test_inner_products_are_relative_to_one_of_the_updates():
     updates = torch.from_numpy(draw(6, 30, 0))
-    gram = relative_gram(updates)
-    centre = int(gram.diagonal().argmin())
-    assert gram[centre].abs().max() == 0
-    relative = (updates - updates[centre]).double()
-    torch.testing.assert_close(gram, relative @ relative.T)
+    products = relative_gram(updates)
+    centre = int(products.diagonal().argmin())
+    assert products[centre].abs().max() == 0
+    relative = updates.double() - updates[centre].double()
+    torch.testing.assert_close(products, relative @ relative.T)
 
 
 def test_multi_krum_by_hand():
