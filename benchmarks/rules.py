@@ -80,7 +80,7 @@ def our_rule(name: str, byzantine: int) -> Callable[[Tensor], Any]:
     return lambda updates: rule(ServerView(updates))
 
 
-TOLD = {"krum", "multi_krum", "nnm+fedavg", "nnm+trimmed_mean", "trimmed_mean", "mean_around_median", "caf"}
+TOLD = {"krum", "multi_krum", "nnm+fedavg", "trimmed_mean", "mean_around_median"}
 OPTIONS = {"centered_clipping": {"radius": 100.0}, "norm_bounding": {"bound": 100.0}}
 
 
@@ -92,21 +92,18 @@ def byzfl_rules(f: int) -> dict[str, Callable[[Tensor], Any]]:
     except ModuleNotFoundError as error:
         sys.exit(f"rules: ByzFL is not installed ({error}): make setup")
     clipping, mixing = byzfl.Clipping(c=100.0), byzfl.NNM(f)
-    average, trimmed = byzfl.Average(), byzfl.TrMean(f)
+    average = byzfl.Average()
     return {
         "fedavg": average,
         "median": byzfl.Median(),
-        "trimmed_mean": trimmed,
+        "trimmed_mean": byzfl.TrMean(f),
         "mean_around_median": byzfl.Meamed(f),
         "krum": byzfl.Krum(f),
         "multi_krum": byzfl.MultiKrum(f),
         "geometric_median": byzfl.GeometricMedian(),
-        "rfa": byzfl.GeometricMedian(),
         "centered_clipping": byzfl.CenteredClipping(),
         "norm_bounding": lambda updates: average(clipping(updates.clone())),
-        "caf": byzfl.CAF(f),
         "nnm+fedavg": lambda updates: average(mixing(updates)),
-        "nnm+trimmed_mean": lambda updates: trimmed(mixing(updates)),
     }
 
 

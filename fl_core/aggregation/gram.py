@@ -25,7 +25,7 @@ def relative_gram(updates: Tensor) -> Tensor:
     if n == 1:
         return torch.zeros(1, 1, dtype=torch.float64)
     centre = int(torch.linalg.vector_norm(updates, dim=1).sort(stable=True).indices[n // 2])
-    if library.is_built() and updates.dtype == torch.float32:
+    if library.is_built() and updates.dtype == torch.float32 and updates.device.type == "cpu":
         return _mirrored(_native(updates.contiguous(), centre))
     return _mirrored(_plain(updates, centre))
 
@@ -40,7 +40,7 @@ def _native(updates: Tensor, centre: int) -> Tensor:
 
 
 def _plain(updates: Tensor, centre: int) -> Tensor:
-    """The lower triangle by torch, where the library is not built, and for float64."""
+    """The lower triangle by torch, where the library is not built, and for anything but float32 on the CPU."""
     n = len(updates)
     gram = torch.zeros(n, n, dtype=torch.float64)
     half = n // 2

@@ -7,7 +7,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.benchmark import Grid
 from fl_core.aggregation import (
     Composed,
     ServerView,
@@ -80,13 +79,6 @@ def test_a_composed_rule_resets_the_memory_of_its_rule():
     assert not torch.equal(rule(ServerView(draw(5, 4, 0))).update, first)
     rule.reset()
     assert torch.equal(rule(ServerView(draw(5, 4, 0))).update, first)
-
-
-def test_the_benchmark_takes_composed_names_and_tells_them_the_number():
-    grid = Grid(("nnm+krum", "clipping+fedavg"), (), ("sign_flip",), (0.3,), (0.5,), (0,), num_byzantine=3)
-    assert grid.make("nnm+krum") == make_rule("nnm+krum", num_byzantine=3)
-    assert grid.make("clipping+fedavg") == make_rule("clipping+fedavg")
-    assert grid.labels()[:2] == ["nnm+krum", "clipping+fedavg"]
 
 
 @pytest.mark.parametrize("name", ["nnm+fedavg", "nnm+krum", "nnm+geometric_median", "bucketing+krum", "nnm+nnm+caf"])
