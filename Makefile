@@ -10,6 +10,9 @@ OUT    ?= runs/optigradtrust/evaluation
 # One thread a process: small networks gain nothing from a second one, and two processes share two cores.
 export OMP_NUM_THREADS = 1
 
+# Libraries that pin an older torch, or need more packages than the few functions that tests/oracles calls.
+ORACLES := byzpy==0.1.4 flwr==1.42.0
+
 # The native engine once more, with checks of every memory access and of undefined behaviour.
 SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined
@@ -24,7 +27,8 @@ setup: $(STAMP)  ## Make .venv and install everything.
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fl_core/training/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,oracles]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ORACLES)
 	@touch $@
 
 quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attacks it never saw (a few minutes).

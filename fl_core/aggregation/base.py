@@ -2,7 +2,9 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any, ClassVar
 
 import torch
@@ -13,30 +15,72 @@ from fl_core.randomness import Purpose, Streams
 from fl_core.registry import Registry
 
 _RULES: Registry["Rule"] = Registry("aggregation rule")
+_STEPS: Registry["PreAggregation"] = Registry("pre-aggregation")
 register_rule = _RULES.register
+register_preaggregation = _STEPS.register
 
 
 def rule_names() -> list[str]:
-    """Names that ``make_rule`` accepts."""
+    """Names of the rules; ``make_rule`` also takes any of them behind pre-aggregations, such as ``nnm+krum``."""
     return sorted(_RULES)
+
+
+def preaggregation_names() -> list[str]:
+    """Names that may stand before a rule's, each with a ``+``."""
+    return sorted(_STEPS)
 
 
 def make_rule(name: str, **options: Any) -> "Rule":
     """Builds an aggregation rule.
 
     Args:
-        name: Registered name.
-        **options: The rule's parameters.
+        name: Registered name, or pre-aggregations and a rule: ``clipping+nnm+krum`` clips, mixes, then chooses.
+        **options: Parameters. ``num_byzantine`` goes to every part that takes it, any other to the one that does.
 
     Raises:
-        ValueError: Unknown name (the message lists what there is), or a parameter that the rule does not take.
+        ValueError: Unknown name (the message lists what there is), a parameter that nobody takes, or one that several
+            parts take.
     """
-    return _RULES.make(name, **options)
+    factories = _parts(name)
+    if len(factories) == 1:
+        return _RULES.make(name, **options)
+    *given, last = _distribute(name, factories, options)
+    *steps, rule_name = name.split("+")
+    rule = _RULES.make(rule_name, **last)
+    for step, own in zip(reversed(steps), reversed(given), strict=True):
+        rule = Composed(_STEPS.make(step, **own), rule)
+    return rule
 
 
 def takes_num_byzantine(name: str) -> bool:
-    """Whether the rule must be told how many attackers to expect."""
-    return "num_byzantine" in inspect.signature(_RULES[name]).parameters
+    """Whether the rule, or a part of a composed one, must be told how many attackers to expect."""
+    return any("num_byzantine" in inspect.signature(part).parameters for part in _parts(name))
+
+
+def _parts(name: str) -> list[Callable[..., Any]]:
+    """Factories of the pre-aggregations and the rule of a name, in order."""
+    *steps, rule = name.split("+")
+    if rule in _STEPS:
+        raise ValueError(f"{rule!r} in {name!r} is a pre-aggregation: put a rule behind it, such as '{rule}+median'")
+    return [*(_STEPS[step] for step in steps), _RULES[rule]]
+
+
+def _distribute(name: str, factories: Sequence[Callable[..., Any]], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """The options of each part of a composed rule."""
+    own: list[dict[str, Any]] = [{} for _ in factories]
+    for option, value in options.items():
+        takers = [i for i, part in enumerate(factories) if option in inspect.signature(part).parameters]
+        if not takers:
+            taken = sorted({known for part in factories for known in inspect.signature(part).parameters})
+            raise ValueError(f"no part of {name!r} takes {option!r}; taken are: {', '.join(taken) or 'none'}")
+        if len(takers) > 1 and option != "num_byzantine":
+            names = [name.split("+")[i] for i in takers]
+            raise ValueError(
+                f"{option!r} is ambiguous in {name!r}: {' and '.join(names)} take it; build the parts with Composed"
+            )
+        for i in takers:
+            own[i][option] = value
+    return own
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +112,11 @@ class Rule(ABC):
 
     needs_root: ClassVar[bool] = False
 
+    @property
+    def label(self) -> str:
+        """Name for messages."""
+        return type(self).__name__
+
     def reset(self) -> None:  # noqa: B027  (most rules have no memory)
         """Forgets earlier rounds; for rules with a memory. Called before a federation's first round."""
 
@@ -82,7 +131,7 @@ class Rule(ABC):
             ValueError: The rule needs root data that the view does not have, or too few clients are left for it.
         """
         if self.needs_root:
-            require_reference(view, type(self).__name__)
+            require_reference(view, self.label)
         if bool(view.rejected.all()):
             return fall_back(view)
         result = self.aggregate(view)
@@ -91,6 +140,84 @@ class Rule(ABC):
         weights = result.weights.new_zeros(len(view.updates))
         weights[~view.rejected] = result.weights
         return Aggregate(result.update, weights, result.root_weight)
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """What a pre-aggregation makes of the accepted updates (A, P).
+
+    Attributes:
+        updates: (M, P), for the next part to see.
+        mixing: (M, A), the share of each client in each row, rows of sum 1; ``None`` where row i is client i's.
+        of_clients: Row i still stands for client i; not so for buckets.
+    """
+
+    updates: Tensor
+    mixing: Tensor | None
+    of_clients: bool = True
+
+
+class PreAggregation(ABC):
+    """A function of the server view whose result a rule aggregates. It never edits the updates."""
+
+    @abstractmethod
+    def mix(self, view: ServerView) -> Mixed:
+        """Mixes or shortens ``view.accepted`` (A, P), A at least 1."""
+
+
+@dataclass(frozen=True)
+class Composed(Rule):
+    """A rule behind a pre-aggregation; the rule may be a composed one itself.
+
+    Its weights are told in terms of the clients, where the inner rule has weights: a client's share in each mixed row
+    times that row's weight. A shortened update counts as its sender's.
+
+    Attributes:
+        step: The pre-aggregation.
+        rule: What follows.
+    """
+
+    step: PreAggregation
+    rule: Rule
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.step, PreAggregation) or not isinstance(self.rule, Rule):
+            raise ValueError(f"Composed takes a pre-aggregation and a rule, got {self.step!r} and {self.rule!r}")
+        object.__setattr__(self, "needs_root", self.rule.needs_root)  # known only now, not by class
+
+    @property
+    def label(self) -> str:
+        """See ``Rule.label``."""
+        return f"{type(self.step).__name__}+{self.rule.label}"
+
+    def reset(self) -> None:
+        """See ``Rule.reset``."""
+        self.rule.reset()
+
+    def aggregate(self, view: ServerView) -> Aggregate:
+        """See ``Rule.aggregate``."""
+        mixed = self.step.mix(view)
+        rows = len(mixed.updates)
+        result = self.rule(_view_of(view, mixed))
+        if result.weights is None:
+            return result
+        weights = result.weights[:rows] if not mixed.of_clients else result.weights[~view.rejected]
+        if mixed.mixing is not None:
+            weights = weights @ mixed.mixing.to(weights.dtype)
+        return Aggregate(result.update, weights, result.root_weight)
+
+
+def _view_of(view: ServerView, mixed: Mixed) -> ServerView:
+    """The view of the next part. Rejected clients stay in it, rejected: the next part's f counts them as found."""
+    rejected = len(view.updates) - len(view.accepted)
+    if not mixed.of_clients:
+        nobody = mixed.updates.new_full((rejected, mixed.updates.shape[1]), nan)
+        return replace(view, updates=torch.cat([mixed.updates, nobody]) if rejected else mixed.updates, clients=None)
+    if not rejected:
+        return replace(view, updates=mixed.updates)
+    updates = torch.full_like(view.updates, nan)
+    updates[~view.rejected] = mixed.updates
+    return replace(view, updates=updates)
 
 
 def require_reference(view: ServerView, rule: str) -> Tensor:

@@ -1,5 +1,7 @@
 """The plain mean."""
 
+from dataclasses import dataclass
+
 import torch
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
@@ -7,8 +9,16 @@ from fl_core.aggregation.view import ServerView
 
 
 @register_rule("fedavg")
+@dataclass(frozen=True)
 class FedAvg(Rule):
-    """Mean of the updates (McMahan et al. 2017, arXiv 1602.05629), every client counting alike."""
+    """Mean of the updates, every client counting alike.
+
+    Formula: ``mean Δᵢ``.
+    Source: McMahan et al. 2017, arXiv 1602.05629.
+    Checked against: byzfl.Average, Flower's aggregate with equal sample counts.
+
+    The paper weighs by sample counts; clients report these themselves, and an attacker would lie.
+    """
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""

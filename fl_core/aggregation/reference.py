@@ -48,7 +48,12 @@ class _AnchoredHonestMean(Rule):
 
 @register_rule("oracle")
 class Oracle(ReferenceRule):
-    """Mean of the honest clients' updates: the upper reference among rules without root data."""
+    """Mean of the honest clients' updates: the upper reference among rules without root data.
+
+    Formula: mean of Δᵢ over the honest i.
+    Source: ours.
+    Checked against: the mean written out.
+    """
 
     def told(self, malicious: Tensor) -> Rule:
         """See ``ReferenceRule.told``."""
@@ -58,7 +63,15 @@ class Oracle(ReferenceRule):
 @register_rule("anchored_oracle")
 @dataclass(frozen=True)
 class AnchoredOracle(ReferenceRule):
-    """The honest clients *and* the root data, unclipped: the plain oracle gives the root data no weight."""
+    """The honest clients *and* the root data, unclipped: the plain oracle gives the root data no weight.
+
+    Formula: mean of Δᵢ over the honest i and of the reference update.
+    Source: ours.
+    Checked against: the mean written out.
+
+    Attributes:
+        weighting: How the root data takes part; by default as one more client.
+    """
 
     weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(update_clip="none"))
 

@@ -14,6 +14,7 @@ from agents.benchmark import Grid, ResultsFile, run, run_rule
 from agents.deployed import save_policy
 from agents.trust_net import TrustNet
 from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import make_rule
 from fl_core.attacks import attack_names
 from optigrad_env import TRAIN_ATTACKS
 
@@ -274,3 +275,12 @@ def test_the_train_attacks_are_never_called_held_out() -> None:
     for attack in TRAIN_ATTACKS:
         row = run_rule(a_grid(), "fedavg", Scenario(attack, 0.4, 0.5), 0)
         assert row["held_out"] is False
+
+
+def test_the_benchmark_takes_composed_names_and_tells_them_the_number():
+    grid = Grid(("nnm+krum", "clipping+fedavg"), (), ("sign_flip",), (0.3,), (0.5,), (0,), rounds=3, num_byzantine=3)
+    assert grid.make("nnm+krum") == make_rule("nnm+krum", num_byzantine=3)
+    assert grid.make("clipping+fedavg") == make_rule("clipping+fedavg")
+    assert grid.labels()[:2] == ["nnm+krum", "clipping+fedavg"]
+    row = run_rule(grid, "nnm+krum", *grid.cells()[0])
+    assert (row["rule"], 0 < row["test_accuracy"] < 1) == ("nnm+krum", True)

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-_ABI_VERSION = 1  # kAbiVersion in src/engine.cpp
+_ABI_VERSION = 2  # kAbiVersion in src/engine.cpp
 _BLOCKS = 2
 _TENSORS = 16
 _MISSING = (
@@ -130,6 +130,7 @@ def _declare(library: ctypes.CDLL) -> None:
     )
     library.optigrad_logits.argtypes = (*models, count, count, threads, pointer)
     library.optigrad_reestimate.argtypes = (*models, count, count, threads, pointer)
+    library.optigrad_gram.argtypes = (pointer, count, count, pointer, threads, pointer)
     library.optigrad_selected.argtypes = (ctypes.POINTER(ctypes.c_char_p),)
     library.optigrad_supported.argtypes = library.optigrad_last_error.argtypes = ()
     library.optigrad_supported.restype = library.optigrad_last_error.restype = ctypes.c_char_p

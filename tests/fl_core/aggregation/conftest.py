@@ -1,7 +1,11 @@
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
 
-from fl_core.aggregation import ReferenceRule, Rule, ServerView, make_rule, rule_names
+from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import ServerView
 from fl_core.fingerprint import FEATURES, Fingerprint
 
 
@@ -28,10 +32,19 @@ def view():
     return build
 
 
-BLIND = [name for name in rule_names() if not isinstance(make_rule(name), ReferenceRule)]
+@pytest.fixture(scope="session")
+def digits_view() -> ServerView:
+    """What the server of a small federation sees in its first round: root data, a real fingerprint, eight clients."""
+    federation = Federation(configure(num_clients=8))
+    federation.reset(Scenario(), entropy=0)
+    return federation.local_round().view
 
 
-@pytest.fixture(params=BLIND)
-def rule(request) -> Rule:
-    """Every rule that can run without the truth, with its defaults."""
-    return make_rule(request.param)
+@pytest.fixture
+def seen(digits_view) -> Callable[..., ServerView]:
+    """That server's view of other updates, as long as its model: ``seen(updates, reference=..., round=...)``."""
+
+    def build(updates: torch.Tensor, **changes) -> ServerView:
+        return replace(digits_view, updates=updates, **changes)
+
+    return build

@@ -3,6 +3,7 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "arena.hpp"
 #include "dispatch.hpp"
@@ -11,7 +12,7 @@
 namespace optigrad {
 namespace {
 
-constexpr int kAbiVersion = 1;  // _ABI_VERSION in library.py
+constexpr int kAbiVersion = 2;  // _ABI_VERSION in library.py
 
 enum Status { kDone = 0, kInvalidArgument = 1, kOutOfMemory = 2, kFailed = 3 };
 
@@ -110,6 +111,25 @@ int optigrad_reestimate(const Network* network, const float* shared, const float
       kernels.reestimate(*network, shared + i * network->num_shared, local + i * network->num_local, images, count,
                          own, new_local + i * network->num_local);
     });
+  });
+}
+
+// updates (rows, columns) and one of its rows to the lower triangle of products (rows, rows), given as zeros. The columns
+// are cut into the same parts and these added in the same order for any number of threads.
+int optigrad_gram(const float* updates, std::int64_t rows, std::int64_t columns, const float* centre, int threads,
+                  double* products) {
+  return guarded([&] {
+    const Kernels& kernels = select_kernels();
+    const std::int64_t parts = 8, width = (columns + parts - 1) / parts, size = rows * rows;
+    std::vector<double> partial(std::size_t(parts * size));
+    parallel_for(parts, threads, kernels.gram_bytes(rows), [&](std::int64_t part, void* own) {
+      const std::int64_t start = part * width, left = columns - start;
+      if (left > 0)
+        kernels.gram(updates + start, rows, columns, left < width ? left : width, centre + start, own,
+                     partial.data() + part * size);
+    });
+    for (std::int64_t part = 0; part < parts; ++part)
+      for (std::int64_t i = 0; i < size; ++i) products[i] += partial[std::size_t(part * size + i)];
   });
 }
 

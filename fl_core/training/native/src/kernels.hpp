@@ -36,6 +36,11 @@ struct Kernels {
   // `new_local` is `local` with the statistics of the images in place of the running ones.
   void (*reestimate)(const Network& network, const float* shared, const float* local, const float* images,
                      std::int64_t count, void* memory, float* new_local);
+
+  std::size_t (*gram_bytes)(std::int64_t rows);
+  // Adds the inner products of `columns` columns, relative to the row `centre`, to the lower triangle of (rows, rows).
+  void (*gram)(const float* updates, std::int64_t rows, std::int64_t stride, std::int64_t columns, const float* centre,
+               void* memory, double* products);
 };
 
 extern const Kernels kPortable;

@@ -16,6 +16,7 @@
 #endif
 
 #include "evaluation.hpp"
+#include "gram.hpp"
 #include "training.hpp"
 
 namespace optigrad {
@@ -35,7 +36,9 @@ const Kernels kAvx2 = {"avx2",
                        &train_client<Avx2>,
                        &evaluation_bytes<Avx2>,
                        &evaluate_logits<Avx2>,
-                       &reestimate_statistics<Avx2>};
+                       &reestimate_statistics<Avx2>,
+                       &gram_bytes<Avx2>,
+                       &gram<Avx2>};
 
 }  // namespace optigrad
 

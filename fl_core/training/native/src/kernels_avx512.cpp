@@ -16,6 +16,7 @@
 #endif
 
 #include "evaluation.hpp"
+#include "gram.hpp"
 #include "training.hpp"
 
 namespace optigrad {
@@ -35,7 +36,9 @@ const Kernels kAvx512 = {"avx512",
                        &train_client<Avx512>,
                        &evaluation_bytes<Avx512>,
                        &evaluate_logits<Avx512>,
-                       &reestimate_statistics<Avx512>};
+                       &reestimate_statistics<Avx512>,
+                       &gram_bytes<Avx512>,
+                       &gram<Avx512>};
 
 }  // namespace optigrad
 

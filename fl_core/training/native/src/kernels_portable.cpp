@@ -9,6 +9,7 @@
 
 
 #include "evaluation.hpp"
+#include "gram.hpp"
 #include "training.hpp"
 
 namespace optigrad {
@@ -28,6 +29,8 @@ const Kernels kPortable = {"portable",
                        &train_client<Portable>,
                        &evaluation_bytes<Portable>,
                        &evaluate_logits<Portable>,
-                       &reestimate_statistics<Portable>};
+                       &reestimate_statistics<Portable>,
+                       &gram_bytes<Portable>,
+                       &gram<Portable>};
 
 }  // namespace optigrad
