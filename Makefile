@@ -15,7 +15,7 @@ SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined
 CXX       ?= g++
 
-.PHONY: help setup quickstart held-out test test-slow sanitize lint benchmark clean
+.PHONY: help setup quickstart held-out controls test test-slow sanitize lint benchmark clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attack
 
 held-out: setup  ## Benchmark the quickstart's policy on ten seeds; writes results/held_out.
 	$(BIN)/python evaluate.py --policies $(RUN) --seeds 10 --out results/held_out --overwrite
+
+controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.
+	$(BIN)/python -m agents.controls
 
 test: setup  ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m 'not slow'

@@ -1,6 +1,19 @@
 """Aggregation rules: a server view to one update."""
 
-from fl_core.aggregation import coordinate, distance, mean, reference, root, trust  # noqa: F401  (importing registers)
+from fl_core.aggregation import (  # noqa: F401  (importing registers)
+    clustering,
+    contrastive,
+    coordinate,
+    distance,
+    history,
+    learned,
+    mean,
+    reference,
+    root,
+    statistics,
+    synthetic,
+    trust,
+)
 from fl_core.aggregation.base import Aggregate, Rule, make_rule, register_rule, rule_names, takes_num_byzantine
 from fl_core.aggregation.reference import ReferenceRule
 from fl_core.aggregation.trust import GivenTrust, TrustRule, TrustWeighting
