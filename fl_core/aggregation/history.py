@@ -109,7 +109,7 @@ class FLDetector(Rule):
         client's score is the mean over a window of its share of all errors ``‖pᵢ − Δᵢ‖``; if the gap statistic sees
         more than one cluster of scores, 2-means, and the cluster of the larger ones is out.
     Source: Zhang et al. 2022, arXiv 2207.09209, algorithms 1 to 3.
-    Checked against: the exact Hessian of a quadratic for L-BFGS; clients consistent and not for the detection.
+    Checked against: the recursion that BFGS is, for the prediction; clients consistent and not, for the detection.
 
     After a detection the paper goes back to the first model and trains anew without the clients found. A rule cannot,
     and detects anew in every round; so a client is out in the rounds in which it is found, and an honest one that is

@@ -13,18 +13,6 @@ from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_factors, median, norms, root_cosine
 
 
-def check_share(rule: str, field: str, value: float) -> None:
-    """Raises a ValueError that names the rule and the field, if a share does not lie in (0, 1]."""
-    if not 0 < value <= 1:
-        raise ValueError(f"{rule}: {field} must be a share in (0, 1], got {value}")
-
-
-def check_radius(rule: str, field: str, value: float) -> None:
-    """Raises a ValueError that names the rule and the field, if a radius is not greater than 0."""
-    if not value > 0:
-        raise ValueError(f"{rule}: {field} must be greater than 0, got {value}")
-
-
 @register_rule("signguard")
 @dataclass(frozen=True)
 class SignGuard(Rule):
@@ -52,7 +40,7 @@ class SignGuard(Rule):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_share("signguard", "share", self.share)
+        _check_share("signguard", "share", self.share)
         if not 0 <= self.low < 1 < self.high:
             raise ValueError(f"signguard needs 0 <= low < 1 < high, got low={self.low}, high={self.high}")
 
@@ -101,8 +89,8 @@ class LASA(Rule):
     layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        check_radius("lasa", "norm_radius", self.norm_radius)
-        check_radius("lasa", "sign_radius", self.sign_radius)
+        _check_radius("lasa", "norm_radius", self.norm_radius)
+        _check_radius("lasa", "sign_radius", self.sign_radius)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"lasa: sparsity must be a share in [0, 1), got {self.sparsity}")
         if any(size < 1 for size in self.layers):
@@ -162,9 +150,9 @@ class AlignIns(Rule):
     share: float = 0.3
 
     def __post_init__(self) -> None:
-        check_radius("alignins", "direction_radius", self.direction_radius)
-        check_radius("alignins", "sign_radius", self.sign_radius)
-        check_share("alignins", "share", self.share)
+        _check_radius("alignins", "direction_radius", self.direction_radius)
+        _check_radius("alignins", "sign_radius", self.sign_radius)
+        _check_share("alignins", "share", self.share)
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
@@ -201,3 +189,15 @@ def _sparse(row: Tensor, least: Tensor) -> Tensor:
 def _near_median(values: Tensor, radius: float) -> Tensor:
     """(n,) bool: within ``radius`` standard deviations of the median. With a hair, for two clients stand at just 1."""
     return (values - median(values)).abs() <= radius * (1 + 1e-9) * values.std(correction=0) + 1e-12
+
+
+def _check_share(rule: str, field: str, value: float) -> None:
+    """Raises a ValueError that names the rule and the field, if a share does not lie in (0, 1]."""
+    if not 0 < value <= 1:
+        raise ValueError(f"{rule}: {field} must be a share in (0, 1], got {value}")
+
+
+def _check_radius(rule: str, field: str, value: float) -> None:
+    """Raises a ValueError that names the rule and the field, if a radius is not greater than 0."""
+    if not value > 0:
+        raise ValueError(f"{rule}: {field} must be greater than 0, got {value}")

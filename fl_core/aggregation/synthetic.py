@@ -24,7 +24,8 @@ class FoundationFL(Rule):
     Source: Fang et al. 2025, arXiv 2501.17381, algorithm 1.
     Checked against: the formula written out in numpy.
 
-    No root data is used: the synthetic updates are copies. Of equal scores the update nearest to the mean is taken.
+    No root data is used: the synthetic updates are copies. How many is a parameter of the paper; half as many as there
+    are clients here. Of equal scores the update nearest to the mean is taken.
 
     Attributes:
         base: ``trimmed_mean`` or ``median``.
