@@ -87,8 +87,8 @@ class FLGuard(Rule):
         seed: Of coordinates, initial weights and views.
     """
 
-    coordinates: int = 512
-    hidden: int = 128
+    coordinates: int = 256
+    hidden: int = 64
     steps: int = 40
     learning_rate: float = 1e-3
     temperature: float = 0.5
