@@ -88,7 +88,7 @@ def lasa_by_hand(updates: np.ndarray, layers: list[int], sparsity: float, norm_r
         norms = np.linalg.norm(layer, axis=1)
         nonzero = np.maximum((layer != 0).sum(axis=1), 1)
         positive = 0.5 * (1 + np.sign(layer).sum(axis=1) / nonzero * (1 - sparsity))
-        kept = (z_scores(norms) <= norm_radius) & (z_scores(positive) <= sign_radius)
+        kept = (z_scores(norms) <= norm_radius + 1e-8) & (z_scores(positive) <= sign_radius + 1e-8)
         kept = kept if kept.any() else np.ones(len(updates), dtype=bool)
         pieces.append(layer[kept].mean(axis=0))
         shares += layer.shape[1] / updates.shape[1] * kept / kept.sum()
