@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+ORACLES_STAMP := $(VENV)/.oracles
 RUN    ?= runs/optigradtrust
 OUT    ?= runs/optigradtrust/evaluation
 
@@ -18,7 +19,7 @@ SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined
 CXX       ?= g++
 
-.PHONY: help setup quickstart held-out test test-slow sanitize lint benchmark clean
+.PHONY: help setup quickstart held-out controls test test-slow sanitize lint benchmark clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,7 +28,11 @@ setup: $(STAMP)  ## Make .venv and install everything.
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fl_core/training/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,oracles]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+$(ORACLES_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracles]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ORACLES)
 	@touch $@
 
@@ -39,7 +44,10 @@ quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attack
 held-out: setup  ## Benchmark the quickstart's policy on ten seeds; writes results/held_out.
 	$(BIN)/python evaluate.py --policies $(RUN) --seeds 10 --out results/held_out --overwrite
 
-test: setup  ## Run the tests.
+controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.
+	$(BIN)/python -m agents.controls
+
+test: setup $(ORACLES_STAMP)  ## Run the tests, others' libraries to check against included.
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 test-slow: setup  ## Run the tests that take minutes.

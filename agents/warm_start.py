@@ -119,7 +119,7 @@ def warm_start(
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     half = settings.rounds // 2
-    recordings = record(envs, federations, half, _mixed_behaviour(envs, rng), progress)
+    recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress)
     cloning_loss = clone(policy, recordings, settings, rng, progress)
     recordings += record(envs, federations, settings.rounds - half, _policy_behaviour(policy, rng), progress)
     before = mean_gap(policy, recordings)
@@ -191,14 +191,23 @@ def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: T
     Returns:
         Gap (B,) in nats, differentiable in the policy, and predicted value (B,).
     """
-    federation, rounds = recording.federation, recording.rounds
-    score, value = policy.score_and_value(rounds.observation[picks])
-    weighting: TrustWeighting = federation.config.weighting
-    weights, root_weight = weighting.weights(torch.sigmoid(score) * ~rounds.rejected[picks])
+    score, value = policy.score_and_value(recording.rounds.observation[picks])
+    return honest_loss(recording, picks, samples) - trusted_loss(torch.sigmoid(score), recording, picks, samples), value
+
+
+def trusted_loss(trust: Tensor, recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:
+    """Loss (B,) in nats of the models that trust (B, N) leads to in the rounds ``picks``, differentiable in it."""
+    rounds = recording.rounds
+    weighting: TrustWeighting = recording.federation.config.weighting
+    weights, root_weight = weighting.weights(trust * ~rounds.rejected[picks])
     update = torch.einsum("bn,bnp->bp", weights, rounds.updates[picks]) + root_weight[:, None] * rounds.reference[picks]
-    with torch.no_grad():
-        honest = _loss(federation, rounds, picks, rounds.honest[picks], samples)
-    return honest - _loss(federation, rounds, picks, update, samples), value
+    return _loss(recording.federation, rounds, picks, update, samples)
+
+
+@torch.no_grad()
+def honest_loss(recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:
+    """Loss (B,) in nats of the models that the honest mean leads to in the rounds ``picks``."""
+    return _loss(recording.federation, recording.rounds, picks, recording.rounds.honest[picks], samples)
 
 
 @torch.no_grad()
@@ -237,7 +246,7 @@ def _optimise(policy: TrustNet, learning_rate: float, steps: int) -> Any:
         yield step
 
 
-def _mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
+def mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
     """Trust that ranges, from round to round, over random, uniform, and more or less informed by the truth."""
     shape = (envs.num_envs, *envs.action_space.shape)  # type: ignore[misc]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fl_core.aggregation import rule_factory, rule_names
+from fl_core.aggregation import preaggregation_names, rule_factory, rule_names
 from fl_core.attacks import attack_factory, attack_names
 from optigrad_env.scenarios import TRAIN_ATTACKS
 
@@ -138,7 +138,7 @@ def attacks_page() -> str:
 
 def rules_page() -> str:
     """docs/rules.md."""
-    entries = [read(name, rule_factory(name)) for name in rule_names()]
+    entries = [read(name, rule_factory(name)) for name in [*rule_names(), *preaggregation_names()]]
     columns: dict[str, Callable[[Entry], str]] = {
         "what it does": lambda e: e.summary,
         "definition": lambda e: e.fields["Formula"],

@@ -128,17 +128,23 @@ class Federation:
         """
         attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(self.malicious.any())
         trained, self.local = self._train(self._batches(), attacking)
-        updates, reference = trained[:-1], trained[-1]
-        see = partial(self._server_view, reference)
+        updates = trained[:-1]
+        # Copies: a slice would lead a defence to the memory behind it, where the attackers' honest training and the
+        # clients' own BatchNorm lie.
+        see = partial(
+            ServerView,
+            global_model=self.shared,
+            reference=trained[-1].clone(),
+            server_local=self.local[-1].clone(),
+            round=self.round,
+            fingerprinter=self.fingerprinter,
+        )
         if attacking:
             adversary = AdversaryView(
                 self._attack_generator, self.round, self.shared, self._last_change, server=see, rule=rule
             )
             updates = receive(self.attack(updates, self.malicious, adversary), self.layout.num_shared)
         return Round(see(updates), self.malicious, attacking)
-
-    def _server_view(self, reference: Tensor, updates: Tensor) -> ServerView:
-        return ServerView(updates, self.shared, reference, self.local[-1], self.round, self.fingerprinter)
 
     def _train(self, picks: Tensor, attacking: bool) -> tuple[Tensor, Tensor]:
         """Trains all rows on their batches, (N + 1, K, B) indices: updates (N + 1, P), local (N + 1, L)."""

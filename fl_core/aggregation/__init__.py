@@ -2,14 +2,20 @@
 
 from fl_core.aggregation import (  # noqa: F401  (importing registers)
     centre,
+    clustering,
+    contrastive,
     coordinate,
     diameter,
     distance,
+    history,
+    learned,
     mean,
     preaggregation,
     reference,
     root,
     spectral,
+    statistics,
+    synthetic,
     trust,
 )
 from fl_core.aggregation.base import (
@@ -22,6 +28,7 @@ from fl_core.aggregation.base import (
     preaggregation_names,
     register_preaggregation,
     register_rule,
+    rule_factory,
     rule_names,
     takes_num_byzantine,
 )
@@ -45,6 +52,7 @@ __all__ = [
     "receive",
     "register_preaggregation",
     "register_rule",
+    "rule_factory",
     "rule_names",
     "takes_num_byzantine",
 ]

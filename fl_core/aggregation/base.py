@@ -30,6 +30,15 @@ def preaggregation_names() -> list[str]:
     return sorted(_STEPS)
 
 
+def rule_factory(name: str) -> Callable[..., Any]:
+    """What is registered under the name of a rule or of a pre-aggregation, usually a class.
+
+    Raises:
+        ValueError: Unknown name.
+    """
+    return _STEPS[name] if name in _STEPS else _RULES[name]
+
+
 def make_rule(name: str, **options: Any) -> "Rule":
     """Builds an aggregation rule.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
 from fl_core.aggregation.view import ServerView
-from fl_core.fingerprint.geometry import clip_to, clip_to_median, norms
+from fl_core.fingerprint.geometry import clip_to, clip_to_median, norms, root_cosine
 from fl_core.registry import check_known
 
 CLIPS = ("none", "median", "reference")
@@ -98,10 +98,39 @@ class GivenTrust(TrustRule):
 @register_rule("shapley")
 @dataclass(frozen=True)
 class ShapleyTrust(TrustRule):
-    """Trust = max(Shapley value, 0), in units of the round's largest: a strong control without any learning."""
+    """Trust is the Shapley value's positive part: a strong control without any learning.
+
+    Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``, clipped and anchored as ``TrustWeighting`` says.
+    Source: ours.
+    Checked against: the feature of the fingerprint.
+
+    Attributes:
+        weighting: How trust becomes an update.
+    """
 
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
 
     def trust(self, view: ServerView) -> Tensor:
         """See ``TrustRule.trust``."""
         return view.fingerprint.column("shapley")[~view.rejected].clamp_min(0)
+
+
+@register_rule("root_cosine")
+@dataclass(frozen=True)
+class RootCosineTrust(TrustRule):
+    """Trust is the positive part of the cosine to the reference: FLTrust's judgement with this project's weighting.
+
+    Formula: ``τᵢ = max(cos(Δᵢ, r), 0)``, clipped and anchored as ``TrustWeighting`` says.
+    Source: ours; the trust is that of Cao et al. 2021, arXiv 2012.13995.
+    Checked against: the feature of the fingerprint.
+
+    Attributes:
+        weighting: How trust becomes an update.
+    """
+
+    weighting: TrustWeighting = field(default_factory=TrustWeighting)
+
+    def trust(self, view: ServerView) -> Tensor:
+        """See ``TrustRule.trust``."""
+        reference = require_reference(view, "root_cosine")
+        return root_cosine(view.accepted, reference).clamp_min(0).to(reference.dtype)

@@ -72,7 +72,7 @@ class ServerView:
 
         Returns:
             (M,) float64, mean capped cross-entropy in nats. BatchNorm's statistics are re-estimated on the reference
-            half, one set for all candidates: those of the model with their mean.
+            half for each candidate, so a loss does not depend on the others.
 
         Raises:
             ValueError: This view has no root data.

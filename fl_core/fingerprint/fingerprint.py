@@ -138,13 +138,20 @@ class Fingerprinter:
         return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_))
 
     def losses(self, candidates: Tensor, shared: Tensor, local: Tensor) -> Tensor:
-        """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P).
+        """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P), many at once.
 
-        One set of BatchNorm statistics for all of them: those of the model with the candidates' mean.
+        BatchNorm's statistics are each model's own, re-estimated on the reference half as they will be when the model
+        is used. One set for all, as in the Shapley value's game, would let a single absurd candidate spoil the rest.
         """
+        game = self._game(candidates, torch.ones(len(candidates), dtype=torch.float64), shared, local)
+        losses = []
         with torch.inference_mode():
-            game = self._game(candidates, torch.ones(len(candidates), dtype=torch.float64), shared, local)
-            return -game.values(torch.eye(len(candidates), dtype=torch.bool)).clone()
+            for piece in game.pieces(candidates):
+                models = shared + piece
+                own = game.engine.reestimate(models, local.expand(len(piece), -1), game.reference_images)
+                logits = game.engine.logits(models, own, game.images)
+                losses.append(game.losses(logits).clamp_max(game.cap).mean(dim=1))
+        return torch.cat(losses).clone()
 
     def _game(self, updates: Tensor, clip: Tensor, shared: Tensor, local: Tensor) -> CoalitionGame:
         return CoalitionGame(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fl_core.aggregation import rule_names
+from fl_core.aggregation import preaggregation_names, rule_names
 from fl_core.attacks import attack_names
 
 PATH = Path(__file__).parents[2] / "docs" / "catalogue.py"
@@ -71,4 +71,4 @@ def test_the_committed_pages_say_what_the_docstrings_say(catalogue, name):
 def test_the_pages_have_every_name(catalogue):
     attacks, rules = catalogue.attacks_page(), catalogue.rules_page()
     assert all(f"| `{name}` |" in attacks for name in attack_names() if name != "none")
-    assert all(f"| `{name}` |" in rules for name in rule_names())
+    assert all(f"| `{name}` |" in rules for name in [*rule_names(), *preaggregation_names()])

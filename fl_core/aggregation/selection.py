@@ -1,0 +1,57 @@
+"""What rules that keep some clients and drop the others end with: the mean of those that are kept."""
+
+import torch
+from torch import Tensor
+
+from fl_core.aggregation.base import Aggregate, fall_back, weighted_mean
+from fl_core.aggregation.view import ServerView
+
+# Columns that are turned into float64 together: a copy of all updates would be twice as large as they are.
+_COLUMNS = 2**15
+
+
+def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Aggregate:
+    """Mean of the kept updates; the server's fallback where nobody is kept.
+
+    Args:
+        view: Where the updates are.
+        kept: (A,) bool, over the accepted updates.
+        factors: (A,) float64, what to multiply each update by first (``geometry.clip_factors``); no copy is made.
+    """
+    if not kept.any():
+        fallen = fall_back(view)
+        return Aggregate(fallen.update, torch.zeros(len(kept)), fallen.root_weight)
+    weights = kept.double() / kept.sum()
+    shares = weights if factors is None else weights * factors
+    return Aggregate(weighted_mean(view.accepted, shares), weights.to(torch.float32))
+
+
+def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Pairwise cosines (n, n) float64 of ``updates + offset``, (n, P) and (P,); 0 for a zero vector.
+
+    Not centred, unlike ``distance.squared_distances``: a cosine is an angle at the origin.
+    """
+    n, size = updates.shape
+    gram = torch.zeros(n, n, dtype=torch.float64)
+    for start in range(0, size, _COLUMNS):
+        columns = slice(start, start + _COLUMNS)
+        rows = updates[:, columns].double()
+        rows = rows if offset is None else rows + offset[columns]
+        gram.addmm_(rows, rows.T)
+    lengths = gram.diagonal().sqrt()
+    scale = lengths[:, None] * lengths
+    return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1)
+
+
+def larger_of(labels: Tensor, lengths: Tensor) -> Tensor:
+    """Who is in the larger of the clusters, (n,) bool; of equally large ones, in that of the shorter updates.
+
+    Labels (n,) below 0 are of no cluster. A tie has no right answer; the shorter updates do the smaller damage, and
+    the choice does not depend on the order of the clients.
+    """
+    names = labels[labels >= 0].unique().tolist()
+    if not names:
+        return torch.zeros(len(labels), dtype=torch.bool)
+    best = max(names, key=lambda name: (int((labels == name).sum()), -float(lengths[labels == name].mean())))
+    chosen: Tensor = labels == best
+    return chosen
