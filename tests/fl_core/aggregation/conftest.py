@@ -10,12 +10,15 @@ from fl_core.fingerprint import FEATURES, Fingerprint
 
 
 class RowFingerprinter:
-    """Stands in for the server's fingerprinter: a "Shapley value" of a row is a function of that row alone."""
+    """Stands in for the server's fingerprinter: "Shapley value" and "loss" of a row are functions of that row alone."""
 
     def __call__(self, updates, rejected, shared, reference, local, round_):
         observation = torch.full((len(updates), len(FEATURES)), -1.0)
         observation[~rejected, FEATURES.index("shapley")] = torch.tanh(updates[~rejected] @ reference)
         return Fingerprint(observation.double(), observation)
+
+    def losses(self, candidates, shared, local):
+        return torch.tanh((candidates.double() - 0.3).square().mean(dim=1))
 
 
 @pytest.fixture

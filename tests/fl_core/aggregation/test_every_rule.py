@@ -25,6 +25,8 @@ TRANSLATED = [
 DRAWS_AN_ORDER = {"bucketing+geometric_median"}
 # Its result is a step of one length in all coordinates.
 NEVER_A_MEAN = {"sign_majority"}
+# What these do even to updates that all agree: noise, and the smallest entries cut away.
+UNCHANGED = {"flame": {"noise": 0.0}, "lasa": {"sparsity": 0.0}}
 
 several = settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 2**31)
@@ -39,6 +41,10 @@ def rows(digits_view):
         return torch.randn(n, size, generator=torch.Generator().manual_seed(seed)) + 0.3
 
     return draw
+
+
+def exact(values: Tensor) -> Tensor:
+    return (values * 1024).round() / 1024
 
 
 def assert_shares(result: Aggregate, n: int) -> None:
@@ -84,8 +90,9 @@ def test_the_order_of_the_clients_does_not_matter(name, seen, rows, n, seed, dat
 @several
 @given(n=st.integers(3, 12), seed=seeds, length=st.sampled_from([0.1, 1.0, 30.0]))
 def test_moving_all_updates_moves_the_result(name, seen, rows, n, seed, length):
-    updates, move = rows(n, seed), length * rows(1, seed + 1)[0]
-    reference = rows(1, seed + 2)[0]
+    # Multiples of 2^-10, whose sums float32 holds exactly: else a rounding would decide who is nearest.
+    updates, move = exact(rows(n, seed)), exact(length * rows(1, seed + 1)[0])
+    reference = exact(rows(1, seed + 2)[0])
     one = make_rule(name)(seen(updates, reference=reference))
     other = make_rule(name)(seen(updates + move, reference=reference + move))
     torch.testing.assert_close(other.update, one.update + move, atol=1e-4, rtol=1e-4)
@@ -183,7 +190,8 @@ def test_nothing_that_a_rule_is_given_is_edited(name, seen, rows):
 @pytest.mark.parametrize("name", [name for name in EVERY if name not in NEVER_A_MEAN])
 def test_the_result_is_what_the_clients_and_the_server_agree_on(name, seen, rows):
     common = rows(1, 5)
-    result = make_rule(name)(seen(common.repeat(7, 1), reference=common[0]))
+    rule = make_rule(name, **UNCHANGED.get(name, {}))
+    result = rule(seen(common.repeat(7, 1), reference=common[0]))
     torch.testing.assert_close(result.update, common[0], atol=1e-5, rtol=1e-5)
 
 
