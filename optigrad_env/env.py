@@ -317,7 +317,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         return info
 
     def _frame(self) -> rendering.Frame:
-        history, scenario = self._history, self.federation.scenario
+        history, scenario, clients = self._history, self.federation.scenario, self.federation.num_clients
         weights, aggregate = np.zeros(self._num_clients), self._aggregate
         attacked = scenario.attack != "none" and bool(self._malicious().any())
         if aggregate is not None and aggregate.weights is not None:
@@ -326,11 +326,11 @@ class OptiGradEnv(gym.Env[Any, Action]):
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
             rounds=self.rounds,
             onset=scenario.onset if attacked else None,
-            malicious=self._malicious(),
-            weights=weights,
+            malicious=self._malicious()[:clients],
+            weights=weights[:clients],
             root_weight=aggregate.root_weight if aggregate is not None else 0.0,
-            trust=np.array(history.trust, dtype=np.float64).reshape(-1, self._num_clients),
-            features=np.array(history.features, dtype=np.float64),
+            trust=np.array(history.trust, dtype=np.float64).reshape(-1, self._num_clients)[:, :clients],
+            features=np.array(history.features, dtype=np.float64)[:, :clients],
             accuracy=np.array(history.accuracy),
             oracle=np.array(history.oracle),
         )

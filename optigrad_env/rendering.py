@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from fl_core.fingerprint import FEATURES, OBSERVATION_HIGH, OBSERVATION_LOW
+from fl_core.fingerprint import FEATURES, OBSERVATION_HIGH
 
 HONEST, MALICIOUS, ORACLE = "#2a78b8", "#d1495b", "#6f6f6f"
 _ABSENT, _INK, _FAINT = "#ececec", "#222222", "#d9d9d9"
@@ -67,7 +67,7 @@ def to_rgb(frame: Frame) -> NDArray[np.uint8]:
     canvas = FigureCanvasAgg(figure)
     figure.text(0.058, 0.953, frame.title, fontsize=14, weight="bold", color=_INK)
     _legend(figure)
-    upper = figure.add_gridspec(1, 2, left=0.058, right=0.985, top=0.88, bottom=0.50, wspace=0.17, width_ratios=(3, 2))
+    upper = figure.add_gridspec(1, 2, left=0.058, right=0.985, top=0.875, bottom=0.53, wspace=0.17, width_ratios=(3, 2))
     lower = figure.add_gridspec(1, 6, left=0.058, right=0.985, top=0.36, bottom=0.085, wspace=0.30)
     _draw_trust(figure.add_subplot(upper[0]), frame)
     _draw_accuracy(figure.add_subplot(upper[1]), frame)
@@ -83,9 +83,7 @@ def _draw_trust(axes: Axes, frame: Frame) -> None:
     order = np.argsort(~frame.malicious, kind="stable")
     cells = np.full((clients, frame.rounds), np.nan)
     cells[:, : len(frame.trust)] = frame.trust.T[order]
-    colours = matplotlib.colormaps["Greys"].copy()
-    colours.set_bad("white")
-    axes.imshow(cells, cmap=colours, vmin=0, vmax=1, aspect="auto", interpolation="none", extent=_extent(cells))
+    axes.imshow(cells, cmap="Greys", vmin=0, vmax=1, aspect="auto", interpolation="none", extent=_extent(cells))
     for round_, was_there in enumerate(~np.isnan(frame.trust)):
         for absent in np.flatnonzero(~was_there[order]):
             axes.plot(round_ + 0.5, absent + 0.5, marker="x", markersize=4, color=_FAINT)
@@ -111,8 +109,8 @@ def _draw_accuracy(axes: Axes, frame: Frame) -> None:
     shown = f"{100 * frame.accuracy[-1]:.1f} %"
     if len(frame.oracle):
         shown += f", oracle {100 * frame.oracle[-1]:.1f} %"
-    axes.set_xlim(0, frame.rounds)
-    axes.set_ylim(0, 1)
+    axes.set_xlim(0, 1.02 * frame.rounds)
+    axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
     axes.grid(axis="y", color=_FAINT, linewidth=0.6)
     _mark_onset(axes, frame)
@@ -128,11 +126,12 @@ def _draw_feature(axes: Axes, frame: Frame, column: int, feature: str) -> None:
         chosen = values[:, frame.malicious == malicious]
         # A client that comes and goes has gaps; dots keep a single round visible.
         axes.plot(chosen, color=colour, alpha=strength, linewidth=1.1, marker=".", markersize=2.5)
-    low, high = OBSERVATION_LOW[column], OBSERVATION_HIGH[column]
-    margin = 0.04 * (high - low)
-    axes.set_ylim(low - margin, high + margin)
-    axes.set_yticks([low, 0, high], [f"{low:.0f}", "0", f"{high:.0f}"])
-    axes.set_xlim(0, frame.rounds)
+    # Symmetric around 0, and never so close that noise looks like a signal.
+    bound = OBSERVATION_HIGH[column]
+    largest = min(max(1.1 * np.nanmax(np.abs(values), initial=0), bound / 4), bound)
+    axes.set_ylim(-1.06 * largest, 1.06 * largest)
+    axes.set_yticks([-largest, 0, largest], [f"{-largest:.2g}", "0", f"{largest:.2g}"])
+    axes.set_xlim(-0.02 * frame.rounds, 1.02 * frame.rounds)
     axes.axhline(0, color=_FAINT, linewidth=0.8, zorder=0)
     _mark_onset(axes, frame)
     _title(axes, feature.replace("_", " "))
@@ -151,7 +150,7 @@ def _legend(figure: Figure) -> None:
     figure.legend(
         handles=handles,
         loc="upper right",
-        bbox_to_anchor=(0.99, 0.995),
+        bbox_to_anchor=(0.99, 0.462),
         ncols=4,
         frameon=False,
         fontsize=8.5,

@@ -111,8 +111,8 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
         """What is seen of the clients: (N, F) to (N, F'); rows of absent ones become zeros anyway."""
         raise NotImplementedError
 
-    def begin(self) -> None:
-        """An episode begins."""
+    def begin(self, seed: int | None) -> None:
+        """An episode begins; ``seed`` is what the environment was reset with."""
 
     def memory(self) -> dict[str, Any]:
         """Names and values of the attributes that an episode changes."""
@@ -121,7 +121,7 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """See ``gymnasium.Env.reset``."""
         observation, info = self.env.reset(seed=seed, options=options)
-        self.begin()
+        self.begin(seed)
         return self._seen(observation), info
 
     def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -163,14 +163,17 @@ class ClientHistory(ClientObservation):
         if k < 1:
             raise ValueError(f"k must be at least 1 round, got {k}")
         low, high = bounds(env)
-        past = [np.column_stack([edge, np.full(len(edge), trust)]) for edge, trust in ((low, 0.0), (high, 1.0))]
+        past = [
+            np.column_stack([edge, np.full(len(edge), trust, dtype=np.float32)])
+            for edge, trust in ((low, 0.0), (high, 1.0))
+        ]
         # What has not been is zeros, whatever the bounds.
         lows, highs = np.minimum(past[0], 0), np.maximum(past[1], 0)
         super().__init__(env, np.hstack([low, *[lows] * k]), np.hstack([high, *[highs] * k]))
         self._k = k
-        self.begin()
+        self.begin(None)
 
-    def begin(self) -> None:
+    def begin(self, seed: int | None) -> None:
         """See ``ClientObservation.begin``."""
         low, _ = bounds(self.env)
         # (N, k, F + 1), the latest round first.
@@ -237,7 +240,7 @@ class FeatureDropout(ClientObservation):
     Args:
         env: The environment; its own random numbers stay as they are.
         probability: Of each feature and round, in [0, 1].
-        seed: Seed of the draws.
+        seed: Seed of the draws; a seed that the environment is reset with begins them anew.
     """
 
     def __init__(self, env: gym.Env[Any, Action], probability: float = 0.1, seed: int = 0) -> None:
@@ -245,7 +248,12 @@ class FeatureDropout(ClientObservation):
             raise ValueError(f"probability must lie in [0, 1], got {probability}")
         super().__init__(env)
         self._probability = probability
-        self._generator = np.random.default_rng(seed)
+        self._seed, self._generator = seed, np.random.default_rng(seed)
+
+    def begin(self, seed: int | None) -> None:
+        """Equal seeds of the environment give equal draws, too."""
+        if seed is not None:
+            self._generator = np.random.default_rng([self._seed, seed])
 
     def memory(self) -> dict[str, Any]:
         """See ``ClientObservation.memory``."""
@@ -263,12 +271,17 @@ class FeatureShuffle(ClientObservation):
 
     Args:
         env: The environment; its own random numbers stay as they are, so it plays the same scenarios as without.
-        seed: Seed of the permutations.
+        seed: Seed of the permutations; a seed that the environment is reset with begins them anew.
     """
 
     def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:
         super().__init__(env)
-        self._generator = np.random.default_rng(seed)
+        self._seed, self._generator = seed, np.random.default_rng(seed)
+
+    def begin(self, seed: int | None) -> None:
+        """Equal seeds of the environment give equal draws, too."""
+        if seed is not None:
+            self._generator = np.random.default_rng([self._seed, seed])
 
     def memory(self) -> dict[str, Any]:
         """See ``ClientObservation.memory``."""
