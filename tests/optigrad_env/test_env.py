@@ -167,6 +167,18 @@ def test_rgb_array_is_a_picture_that_changes_with_the_weights(env_id: str) -> No
     assert not np.array_equal(before, after)
 
 
+def test_record_video_makes_a_video_of_an_episode(tmp_path: Path) -> None:
+    pytest.importorskip("moviepy", reason="RecordVideo needs the extra 'video'")
+    env = gym.make("OptiGrad/DigitsMasked-v0", **TINY, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # moviepy's own
+        env = gym.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda _: True, name_prefix="federation")
+        episode(env, seed=0)
+        env.close()
+    (video,) = tmp_path.glob("federation*.mp4")
+    assert video.stat().st_size > 5_000
+
+
 def test_rendering_without_a_mode_warns_and_shows_nothing() -> None:
     env = OptiGradEnv(**SMALL)
     env.reset(seed=0)

@@ -157,7 +157,9 @@ def test_switched_on_draws_cover_their_ranges() -> None:
     roots = {(s.root_size, s.root_bias, s.root_draw) for s in scenarios}
     assert len(roots) == 5
     sizes = sorted(size for size, _, _ in roots)
-    assert 20 <= sizes[0] < 40 < sizes[2] == 80 < 200 < sizes[-1] <= 320  # log-uniform: the middle is the geometric one
+    assert sizes[2] == 80  # log-uniform: the middle is the geometric one
+    assert 20 <= sizes[0] < 40
+    assert 200 < sizes[-1] <= 320
     biases = sorted(bias for _, bias, _ in roots)
     assert 0.2 <= biases[0] < 0.3
     assert 0.5 < biases[-1] <= 0.6
