@@ -106,11 +106,12 @@ def main(arguments: Arguments) -> optuna.Study:
     study = optuna.create_study(
         study_name="ppo",
         direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=arguments.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
         storage=f"sqlite:///{arguments.study}" if arguments.study else None,
         load_if_exists=True,
     )
+    # Another seed for every trial that is there already: a study that goes on would else try the first settings again.
+    study.sampler = optuna.samplers.TPESampler(seed=arguments.seed + len(study.trials))
     study.optimize(lambda trial: trial_score(trial, arguments), n_trials=arguments.trials)
     print(f"best mean reward {study.best_value:+.4f} nats a round over the honest mean, with {study.best_params}")
     return study

@@ -78,7 +78,7 @@ class MaskedOptiGradEnv(OptiGradEnv):
     ## Arguments
 
     ```python
-    gym.make("OptiGrad/DigitsMasked-v0", num_clients=20, scenarios={"num_clients": [5, 20], "participation": [0.2, 1]})
+    gym.make("OptiGrad/DigitsMasked-v0", num_clients=20, scenarios={"participation": [0.2, 1]})
     ```
 
     All arguments are those of the environment without a mask; `num_clients` is the largest number of clients, N.
