@@ -183,11 +183,8 @@ class Federation:
         poisoning = attacking and self.attack.poisons
         images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
         for places in torch.arange(len(rows)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
-            block, images, labels = (
-                rows[places],
-                self._seen(picks[places], rows[places]),
-                self.dataset.labels[picks[places]],
-            )
+            block = rows[places]
+            images, labels = self._seen(picks[places], block), self.dataset.labels[picks[places]]
             if poisoning:
                 self._poison(images, labels, block)
             updates[places], local[block] = self.engine.train(
