@@ -25,6 +25,7 @@ from fl_core.scenario import Scenario
 from fl_core.training import make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
+_OWN_ROOT = Root()
 _SCORED_SPLITS = ("validation", "test")
 # Images that go through the models together in an evaluation: more would leave the cache, and at last the memory.
 _IMAGES_AT_ONCE = 500
@@ -73,7 +74,7 @@ class Federation:
         self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout)
-        self.use_root(Root())
+        self.use_root(_OWN_ROOT)
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
                 f"num_clients={config.num_clients} is more than the {len(self.splits.clients)} samples "
@@ -86,10 +87,10 @@ class Federation:
         Raises:
             ValueError: The draw would leave the clients nothing.
         """
-        root = Root() if root == Root(self.config.root) else root
+        root = _OWN_ROOT if root == Root(self.config.root) else root
         generator = Streams(self.config.split_seed).numpy(Purpose.ROOT, root.draw)
         self.splits = (
-            redraw_root(self.dataset, self._own_splits, generator, root) if root != Root() else self._own_splits
+            redraw_root(self.dataset, self._own_splits, generator, root) if root != _OWN_ROOT else self._own_splits
         )
         images, labels = self.dataset.images(self.splits.reference), self.dataset.labels[self.splits.reference]
         self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
@@ -343,7 +344,7 @@ def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
     return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
 
 
-def _autoencoder(config: FederationConfig, root: Root) -> UpdateAutoencoder:
+def _autoencoder(config: FederationConfig, root: Root = _OWN_ROOT) -> UpdateAutoencoder:
     """The autoencoder of a federation's data and network, whatever the clients, the weighting and the estimator."""
     return _autoencoder_of(replace(config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate"), root)
 
