@@ -16,6 +16,7 @@ from fl_core.attacks import AdversaryView, LocalData
 from fl_core.config import FederationConfig
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
+from fl_core.data.splits import Root, redraw_root
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
@@ -24,6 +25,7 @@ from fl_core.scenario import Scenario
 from fl_core.training import make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
+_OWN_ROOT = Root()
 _SCORED_SPLITS = ("validation", "test")
 # Images that go through the models together in an evaluation: more would leave the cache, and at last the memory.
 _IMAGES_AT_ONCE = 500
@@ -38,14 +40,16 @@ class Round:
     """One round between local training and aggregation.
 
     Attributes:
-        view: What the server sees.
-        malicious: (N,) bool. Truth.
+        view: What the server sees: a row for each of the N clients that take part.
+        malicious: (N,) bool, row by row of the view. Truth.
         attacking: Whether the malicious clients attack in this round. Truth.
+        participants: (N,) int64, ascending: which client each row is.
     """
 
     view: ServerView
     malicious: Tensor
     attacking: bool
+    participants: Tensor
 
     @property
     def corrupted(self) -> Tensor:
@@ -65,20 +69,32 @@ class Federation:
 
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
-        self.dataset, self.splits = _data(config)
+        self.dataset, self._own_splits = _data(config)
         network = self._network(seed=0)
         self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout)
+        self.use_root(_OWN_ROOT)
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
                 f"num_clients={config.num_clients} is more than the {len(self.splits.clients)} samples "
                 f"that data set {config.dataset!r} leaves for clients"
             )
-        reference = self.splits.reference
-        self.simulator = HonestSimulator(
-            self.engine, self.dataset.images(reference), self.dataset.labels[reference], config.training, self.objective
+
+    def use_root(self, root: Root) -> None:
+        """Gives the server its root data: its own, or another draw. Whatever is not the server's may be the clients'.
+
+        Raises:
+            ValueError: The draw would leave the clients nothing.
+        """
+        root = _OWN_ROOT if root == Root(self.config.root) else root
+        generator = Streams(self.config.split_seed).numpy(Purpose.ROOT, root.draw)
+        self.splits = (
+            redraw_root(self.dataset, self._own_splits, generator, root) if root != _OWN_ROOT else self._own_splits
         )
+        images, labels = self.dataset.images(self.splits.reference), self.dataset.labels[self.splits.reference]
+        self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
+        self._root = root
 
     def reset(self, scenario: Scenario, entropy: int) -> None:
         """Begins an episode: partition, malicious clients, random streams; the model is at its initial weights.
@@ -88,37 +104,43 @@ class Federation:
             entropy: Seed of all randomness of the episode.
 
         Raises:
-            ValueError: The partition cannot be drawn.
+            ValueError: The partition cannot be drawn, or the scenario has more clients than the federation.
         """
         config, streams = self.config, Streams(entropy)
-        self.scenario, self.attack, self.round = scenario, scenario.make_attack(), 0
+        self.scenario, self.entropy = scenario, entropy
+        self.attack, self.round = scenario.make_attack(), 0
         self.attack.reset()
+        clients = self.num_clients = self._clients_of(scenario)
+        if scenario.make_root() != self._root:
+            self.use_root(scenario.make_root())
         self.shards = self._partition(scenario, streams)
         self._shifts = self._draw_shifts(scenario, streams)
-        order = streams.numpy(Purpose.MALICIOUS).permutation(config.num_clients)
-        self.malicious = torch.zeros(config.num_clients, dtype=torch.bool)
-        self.malicious[torch.from_numpy(order[: scenario.num_malicious(config.num_clients)])] = True
+        order = streams.numpy(Purpose.MALICIOUS).permutation(clients)
+        self.malicious = torch.zeros(clients, dtype=torch.bool)
+        self.malicious[torch.from_numpy(order[: scenario.num_malicious(clients)])] = True
         self.shared, local = self.initial_model()
         self._last_change = torch.zeros_like(self.shared)
         # One row a client and a last one for the server, which takes part with its own BatchNorm.
-        self.local = local.repeat(config.num_clients + 1, 1)
-        self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(config.num_clients)]
+        self.local = local.repeat(clients + 1, 1)
+        self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(clients)]
         self._batch_generators.append(streams.torch(Purpose.SERVER))
         self._attack_generator = streams.torch(Purpose.ATTACK)
+        self._participation_generator = streams.numpy(Purpose.PARTICIPATION)
+        self.participants = torch.arange(clients)
         utility = self.splits.utility
         self.fingerprinter = Fingerprinter(
             self.simulator,
             self.dataset.images(utility),
             self.dataset.labels[utility],
             self.dataset.num_classes,
-            partial(_autoencoder, config),
+            partial(_autoencoder, config, self._root),
             make_shapley(config.shapley),
             # Not the episode's own streams: who is malicious is drawn from those, and a defence holds this object.
             streams.descend(Purpose.FINGERPRINT),
         )
 
     def local_round(self, rule: Rule | None = None) -> Round:
-        """Local training of all clients and the server, the attack, and what the server then sees.
+        """Local training of the clients that take part and the server, the attack, and what the server then sees.
 
         Args:
             rule: The rule that is deployed, for attacks that are made against it.
@@ -126,37 +148,50 @@ class Federation:
         Raises:
             ValueError: The attack is made against the rule, and none is given.
         """
-        attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(self.malicious.any())
-        trained, self.local = self._train(self._batches(), attacking)
-        updates = trained[:-1]
-        # Copies: a slice would lead a defence to the memory behind it, where the attackers' honest training and the
-        # clients' own BatchNorm lie.
-        see = partial(
-            ServerView,
-            global_model=self.shared,
-            reference=trained[-1].clone(),
-            server_local=self.local[-1].clone(),
-            round=self.round,
-            fingerprinter=self.fingerprinter,
-        )
+        self.participants = self._draw_participants()
+        malicious = self.malicious[self.participants]
+        attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(malicious.any())
+        trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
+        # A copy, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers' honest
+        # training and the clients' own BatchNorm lie.
+        updates, reference = trained[:-1], trained[-1].clone()
+        see = partial(self.server_view, reference)
         if attacking:
             adversary = AdversaryView(
                 self._attack_generator, self.round, self.shared, self._last_change, server=see, rule=rule
             )
-            updates = receive(self.attack(updates, self.malicious, adversary), self.layout.num_shared)
-        return Round(see(updates), self.malicious, attacking)
+            updates = receive(self.attack(updates, malicious, adversary), self.layout.num_shared)
+        return Round(see(updates), malicious, attacking, self.participants)
 
-    def _train(self, picks: Tensor, attacking: bool) -> tuple[Tensor, Tensor]:
-        """Trains all rows on their batches, (N + 1, K, B) indices: updates (N + 1, P), local (N + 1, L)."""
-        updates, local = self.shared.new_empty(len(picks), len(self.shared)), torch.empty_like(self.local)
+    def _draw_participants(self) -> Tensor:
+        """Which clients take part in this round, ascending; drawn again if none of them is honest."""
+        count = self.scenario.num_participants(self.num_clients)
+        if count == self.num_clients:
+            return torch.arange(self.num_clients)
+        while True:
+            drawn = self._participation_generator.choice(self.num_clients, count, replace=False)
+            participants = torch.from_numpy(drawn).sort().values
+            if not self.malicious[participants].all():
+                return participants
+
+    def server_view(self, reference: Tensor, updates: Tensor) -> ServerView:
+        """What the server has of updates (N, P) of the participants, with this round's reference update (P,)."""
+        clients = self.participants if len(self.participants) < self.num_clients else None
+        local = self.local[-1].clone()
+        return ServerView(updates, self.shared, reference, local, self.round, self.fingerprinter, clients)
+
+    def _train(self, rows: Tensor, attacking: bool) -> Tensor:
+        """Trains participants (indices of clients, the server's N last) and keeps their BatchNorm: updates (M, P)."""
+        picks = self._batches(rows)
+        updates, local = self.shared.new_empty(len(rows), len(self.shared)), self.local.clone()
         poisoning = attacking and self.attack.poisons
         images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
-        for rows in torch.arange(len(picks)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
-            block = slice(int(rows[0]), int(rows[-1]) + 1)
-            images, labels = self._seen(picks[block], first=block.start), self.dataset.labels[picks[block]]
+        for places in torch.arange(len(rows)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
+            block = rows[places]
+            images, labels = self._seen(picks[places], block), self.dataset.labels[picks[places]]
             if poisoning:
-                self._poison(images, labels, first=block.start)
-            updates[block], local[block] = self.engine.train(
+                self._poison(images, labels, block)
+            updates[places], local[block] = self.engine.train(
                 self.shared,
                 self.local[block],
                 images,
@@ -164,22 +199,24 @@ class Federation:
                 objective=self.objective,
                 learning_rate=self.config.training.learning_rate,
             )
-        return updates, local
+        self.local = local
+        return updates
 
-    def _poison(self, images: Tensor, labels: Tensor, first: int) -> None:
-        """Replaces the malicious clients' part of a block of rows from ``first`` on, in place."""
+    def _poison(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
+        """Replaces the malicious clients' part of a block of participants, in place."""
         ranks = self.malicious.cumsum(dim=0) - 1
-        rows = self.malicious[first : first + len(labels)].nonzero()[:, 0]
-        if not len(rows):
+        # The server is nobody's client: its row, the last, is never malicious.
+        places = torch.cat([self.malicious, torch.zeros(1, dtype=torch.bool)])[rows].nonzero()[:, 0]
+        if not len(places):
             return
         data = LocalData(
-            images[rows],
-            labels[rows],
-            ranks[first + rows],
+            images[places],
+            labels[places],
+            ranks[rows[places]],
             self.dataset.num_classes,
-            lambda seen: self.engine.logits(self.shared[None], self.local[first + rows[:1]], seen)[0],
+            lambda seen: self.engine.logits(self.shared[None], self.local[rows[places[:1]]], seen)[0],
         )
-        images[rows], labels[rows] = self.attack.poison(data)
+        images[places], labels[places] = self.attack.poison(data)
 
     def apply(self, update: Tensor) -> None:
         """Ends the round: adds ``update`` (P,) to the global model."""
@@ -222,7 +259,7 @@ class Federation:
         On samples of ``split`` (at most 2,000 of them, evenly spread) mixed as the client's own classes are, seen as
         the client sees them.
         """
-        samples, clients = self._samples(split), self.config.num_clients
+        samples, clients = self._samples(split), self.num_clients
         samples = samples[:: -(-len(samples) // _PERSONALISED_SAMPLES)]
         if self._shifts:
             rows = [
@@ -246,11 +283,20 @@ class Federation:
         check_known("split", [split], _SCORED_SPLITS)
         return self.splits.validation if split == "validation" else self.splits.test
 
+    def _clients_of(self, scenario: Scenario) -> int:
+        """Number of clients of an episode."""
+        if scenario.num_clients is not None and scenario.num_clients > self.config.num_clients:
+            raise ValueError(
+                f"num_clients={scenario.num_clients} is more than the {self.config.num_clients} clients that the "
+                "federation has"
+            )
+        return scenario.num_clients or self.config.num_clients
+
     def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
         pool = self.splits.clients
         shards = scenario.make_partition()(
             self.dataset.labels[pool].numpy(),
-            self.config.num_clients,
+            self.num_clients,
             streams.numpy(Purpose.PARTITION),
             groups=self.dataset.groups_of(pool),
         )
@@ -260,14 +306,15 @@ class Federation:
         """A shift a client, or none at all. The server's root data is as the data set is."""
         if not scenario.feature_shift:
             return ()
-        clients = range(self.config.num_clients)
+        clients = range(self.num_clients)
         return [draw_shift(streams.numpy(Purpose.FEATURE_SHIFT, i), scenario.feature_shift) for i in clients]
 
-    def _seen(self, picks: Tensor, first: int) -> Tensor:
-        """Images (M, K, B, C, H, W) as the rows from ``first`` on see them; the last row, the server, sees no shift."""
+    def _seen(self, picks: Tensor, rows: Tensor) -> Tensor:
+        """Images (M, K, B, C, H, W) as these participants see them; the server sees no shift."""
         images = self.dataset.images(picks)
-        for row, shift in zip(images, self._shifts[first : first + len(picks)], strict=False):
-            row.copy_(shift(row))
+        for place, row in enumerate(rows.tolist() if self._shifts else ()):
+            if row < self.num_clients:
+                images[place] = self._shifts[row](images[place])
         return images
 
     def _network(self, seed: int) -> nn.Module:
@@ -284,15 +331,13 @@ class Federation:
         seed = int(Streams(self.config.split_seed).numpy(Purpose.MODEL).integers(2**31))
         return self.layout.initial(self._network(seed))
 
-    def _batches(self) -> Tensor:
-        """(N + 1, K, B) indices into the data set: each shard permuted and taken cyclically; the server's last."""
+    def _batches(self, rows: Tensor) -> Tensor:
+        """(M, K, B) indices into the data set: each participant's shard permuted and taken cyclically."""
         training = self.config.training
         size = training.steps * training.batch_size
-        rows = [
-            cyclic(shard, size, generator)
-            for shard, generator in zip([*self.shards, self.splits.reference], self._batch_generators, strict=True)
-        ]
-        return torch.stack(rows).view(-1, training.steps, training.batch_size)
+        shards = [*self.shards, self.splits.reference]
+        batches = [cyclic(shards[row], size, self._batch_generators[row]) for row in rows.tolist()]
+        return torch.stack(batches).view(-1, training.steps, training.batch_size)
 
 
 def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
@@ -302,14 +347,16 @@ def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
     return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
 
 
-def _autoencoder(config: FederationConfig) -> UpdateAutoencoder:
+def _autoencoder(config: FederationConfig, root: Root = _OWN_ROOT) -> UpdateAutoencoder:
     """The autoencoder of a federation's data and network, whatever the clients, the weighting and the estimator."""
-    return _autoencoder_of(replace(config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate"))
+    return _autoencoder_of(replace(config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate"), root)
 
 
-@lru_cache(maxsize=64)
-def _autoencoder_of(config: FederationConfig) -> UpdateAutoencoder:
+# Sixteen federations with eight draws of root data each; one is 3 MB and the network's size.
+@lru_cache(maxsize=128)
+def _autoencoder_of(config: FederationConfig, root: Root) -> UpdateAutoencoder:
     federation = Federation(config)
+    federation.use_root(root)
     streams = Streams(config.split_seed)
     shared, local = federation.initial_model()
     return train_autoencoder(

@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     FINGERPRINT = 9
     FEATURE_SHIFT = 10
     RULE = 11
+    ROOT = 12
+    PARTICIPATION = 13
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 from fl_core.attacks import Attack, make_attack
 from fl_core.data.partition import Partition, make_partition, partition_options
 from fl_core.data.shift import check_strength
+from fl_core.data.splits import Root
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,13 @@ class Scenario:
         partition: Name of a partition; by default ``dirichlet`` where there is an ``alpha``, else ``iid``.
         partition_options: Parameters of the partition other than ``alpha``, such as ``{"q": 0.9}``.
         feature_shift: Strength of the clients' own contrast, brightness, blur and rotation; 0 for none.
+        num_clients: Clients of this episode, at most the federation's ``num_clients``; ``None`` for all of those.
+        participation: Share in (0, 1] of the clients that take part in a round, a random subset each time; at least one
+            does, and at least one honest one.
+        root_size: Samples that the server owns; ``None`` for as many as the federation has.
+        root_bias: Share in [0, 1) of the root data that is of one class; the rest is balanced.
+        root_draw: Number of the draw of the root data; each is a sample of its own. With 0, and no other size and bias,
+            it is the federation's own.
     """
 
     attack: str = "none"
@@ -31,6 +39,11 @@ class Scenario:
     partition: str | None = None
     partition_options: dict[str, Any] = field(default_factory=dict)
     feature_shift: float = 0.0
+    num_clients: int | None = None
+    participation: float = 1.0
+    root_size: int | None = None
+    root_bias: float = 0.0
+    root_draw: int = 0
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.malicious_fraction < 1.0:
@@ -40,8 +53,17 @@ class Scenario:
         if self.onset < 0:
             raise ValueError(f"onset must be a round number, 0 or more, got {self.onset}")
         check_strength(self.feature_shift)
+        if self.num_clients is not None and self.num_clients < 1:
+            raise ValueError(f"num_clients must be at least 1 (or None for the federation's), got {self.num_clients}")
+        if not 0.0 < self.participation <= 1.0:
+            raise ValueError(f"participation must lie in (0, 1], got {self.participation}")
+        self.make_root()
         self.make_attack()
         self.make_partition()
+
+    def make_root(self) -> Root:
+        """Which root data the server owns; raises ValueError for a size, bias or draw out of range."""
+        return Root(self.root_size, self.root_bias, self.root_draw)
 
     def make_attack(self) -> Attack:
         """The attack object; raises ValueError for an unknown name or a wrong parameter."""
@@ -59,3 +81,7 @@ class Scenario:
         The small constant keeps products such as 0.29 · 100 from losing a client to binary rounding.
         """
         return min(int(self.malicious_fraction * num_clients + 1e-9), num_clients - 1)
+
+    def num_participants(self, num_clients: int) -> int:
+        """Number of clients among ``num_clients`` that take part in a round, at least 1."""
+        return max(int(self.participation * num_clients + 1e-9), 1)

@@ -1,7 +1,8 @@
 """The federation as a Gymnasium environment."""
 
+import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -9,20 +10,23 @@ import torch
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fl_core import Federation, Round, configure
+from fl_core import Federation, Round, Scenario, checkpoint, configure
 from fl_core.aggregation import Aggregate, GivenTrust
 from fl_core.registry import check_known
 from optigrad_env import rendering
+from optigrad_env.history import History
 from optigrad_env.observation import action_space, observation_space, trust_of_action
 from optigrad_env.rewards import Outcome, make_reward
-from optigrad_env.scenarios import TRAINING_SPLITS, ScenarioDistribution
+from optigrad_env.scenarios import TRAINING_SPLITS, ScenarioDistribution, make_scenarios
 
-Observation = NDArray[np.float32]
+# (N, 6); with a mask a dictionary of it.
+Observation = NDArray[np.float32] | dict[str, NDArray[Any]]
 Action = NDArray[np.float32]
 
 
-class OptiGradEnv(gym.Env[Observation, Action]):
+class OptiGradEnv(gym.Env[Any, Action]):
     """
     ## Description
 
@@ -67,9 +71,9 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     ## Starting State
 
-    `reset` draws a scenario (attack and its strength, share of malicious clients, heterogeneity, onset), a partition
-    of the data, and runs the first local round. `options` pins any field of the scenario:
-    `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`.
+    `reset` draws a scenario (attack and its strength, share of malicious clients, heterogeneity, onset, and where
+    `scenarios` says so the root data), a partition of the data, and runs the first local round. `options` pins any
+    field of the scenario: `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`.
 
     ## Episode End
 
@@ -93,10 +97,17 @@ class OptiGradEnv(gym.Env[Observation, Action]):
       user's cache directory. `download=True` fetches MNIST, Fashion-MNIST and CIFAR-10. For
       `OptiGrad/ImageFolder-v0` it is the folder itself, laid out as `train/CLASS/*.png`.
     - `reward`: name of a term, or a mapping from names to weights.
-    - `scenarios`: a `ScenarioDistribution`, or a mapping of its fields.
+    - `scenarios`: a `ScenarioDistribution`, a mapping of its fields, or `"wide"`: all of them drawn, from no malicious
+      client to a majority of 60 %, with eight draws of root data of 20 to 200 samples.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
 
     Several federations in one process: `gym.make_vec("OptiGrad/Digits-v0", num_envs=8)`, see `OptiGradVectorEnv`.
+
+    ## Checkpoints
+
+    `env.unwrapped.state_dict()` is the episode as data (`pickle` and `torch.save` take it), and
+    `env.unwrapped.load_state_dict(state)` of an environment made with the same arguments, in another process too,
+    continues it bit by bit. A fresh `gym.make` wants one `reset()` first.
 
     ## Version History
 
@@ -107,6 +118,8 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         "render_modes": ["ansi", "rgb_array"],
         "render_fps": 4,
     }
+    # Whether clients may be absent.
+    masked: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -122,47 +135,48 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         if render_mode is not None:
             check_known("render_mode", [render_mode], self.metadata["render_modes"])
         federation = {"split_seed": TRAINING_SPLITS, **federation}
-        # A step asks no more of it than reset, local_round, apply and evaluate, its round and scenario, how trust is
-        # weighed (config.weighting) and the engine's name. Whatever has these can take its place.
+        # A step asks no more of it than reset, local_round, apply and evaluate, its round, scenario and malicious
+        # clients, how trust is weighed (config.weighting) and the engine's name. Whatever has these can take its place.
         self.federation = Federation(configure(num_clients=num_clients, **federation))
         self.rounds = rounds
         self.render_mode = render_mode
-        self.scenarios = _scenarios(scenarios)
-        self.observation_space: spaces.Box = observation_space(num_clients)  # type: ignore[assignment]
+        self.scenarios = self._make_scenarios(scenarios, num_clients)
+        self.observation_space: spaces.Space[Any] = self._observation_space(num_clients)
         self.action_space: spaces.Box = action_space(num_clients)  # type: ignore[assignment]
         self._reward = make_reward(reward)
         self._num_clients = num_clients
         self._round: Round | None = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Begins an episode; ``options`` pins fields of the scenario."""
         super().reset(seed=seed)
         scenario = self.scenarios.sample(self.np_random, options)
+        self._check(scenario)
         self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))
-        self._accuracies = [self._accuracy]
         self._aggregate: Aggregate | None = None
+        self._history = History([self._accuracy], [self._features(self._round)])
         return self._observation(self._round), self._info(self._round)
 
-    def step(self, action: Action) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Action) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Aggregates the present round with the action's trust, scores the new model, and runs the next round."""
         ended = self.current_round
         if self.federation.round >= self.rounds:
             raise ResetNeeded(f"the episode ended after {self.rounds} rounds; call reset()")
-        rule = GivenTrust(trust_of_action(action, self._num_clients), self.federation.config.weighting)
-        self._aggregate = rule(ended.view)
+        trust = trust_of_action(action, self._num_clients)[ended.participants]
+        self._aggregate = GivenTrust(trust, self.federation.config.weighting)(ended.view)
         loss_before = self._loss
-        honest_loss = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
-        self._accuracies.append(self._accuracy)
+        honest_loss, honest_accuracy = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
         self.federation.apply(self._aggregate.update)
 
         weights = self._aggregate.weights
         assert weights is not None
         reward, terms = self._reward(Outcome(loss_before, self._loss, honest_loss, weights, ended.corrupted))
         self._round = self.federation.local_round()
+        self._history.append(
+            self._accuracy, honest_accuracy, self._of_clients(trust, ended, np.nan), self._features(self._round)
+        )
         truncated = self.federation.round >= self.rounds
         return self._observation(self._round), reward, False, truncated, {**self._info(ended), "reward_terms": terms}
 
@@ -191,51 +205,138 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         honest = updates[~round_.corrupted & ~round_.view.rejected]
         return honest.mean(dim=0) if len(honest) else torch.zeros_like(updates[0])
 
-    def _measure(self, candidates: torch.Tensor) -> float:
-        """Scores candidate updates (M, P) on validation data; keeps the first's figures, returns the last's loss."""
+    def like(self, env_id: str) -> "OptiGradEnv":
+        """An environment of another id with this one's clients, rounds, reward, scenarios, split seed and directory."""
+        config = self.federation.config
+        made = gym.make(
+            env_id,
+            disable_env_checker=True,
+            num_clients=config.num_clients,
+            rounds=self.rounds,
+            reward=self._reward.weights,
+            scenarios=self.scenarios,
+            render_mode=self.render_mode,
+            split_seed=config.split_seed,
+            data_dir=config.data_dir,
+            download=config.download,
+        )
+        inner = made.unwrapped
+        assert isinstance(inner, OptiGradEnv)
+        return inner
+
+    def state_dict(self) -> dict[str, Any]:
+        """The episode as data: a snapshot that later steps do not change. See ``load_state_dict``.
+
+        Raises:
+            ResetNeeded: Before the first ``reset``.
+        """
+        return {
+            "federation": checkpoint.state_of(self.federation, self.current_round),
+            "np_random": copy.deepcopy(self.np_random.bit_generator.state),
+            "np_random_seed": self.np_random_seed,
+            "scores": (self._loss, self._accuracy),
+            "aggregate": None if self._aggregate is None else vars(self._aggregate).copy(),
+            "history": self._history.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the episode of a ``state_dict``: the same steps, resets and pictures, bit by bit.
+
+        Raises:
+            ValueError: The state is of a federation with other settings.
+        """
+        self._round = checkpoint.restore(self.federation, state["federation"])
+        self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
+        self._np_random_seed = state["np_random_seed"]
+        self._loss, self._accuracy = state["scores"]
+        self._aggregate = None if state["aggregate"] is None else Aggregate(**state["aggregate"])
+        self._history = state["history"].copy()
+
+    def of_clients(self, rows: Tensor, absent: float = 0) -> Tensor:
+        """Rows of the waiting round's participants as rows of clients, (num_clients, ...); ``absent`` elsewhere."""
+        return torch.from_numpy(self._of_clients(rows, self.current_round, absent))
+
+    def _of_clients(self, rows: Tensor, round_: Round, absent: float = 0) -> NDArray[Any]:
+        clients = rows.new_full((self._num_clients, *rows.shape[1:]), absent)
+        clients[round_.participants] = rows
+        return clients.numpy()
+
+    def _measure(self, candidates: Tensor) -> tuple[float, float]:
+        """Scores candidate updates (M, P) on validation data; keeps the first's figures.
+
+        Returns:
+            The last one's loss and accuracy.
+        """
         metrics = self.federation.evaluate(candidates, "validation")
         self._loss, self._accuracy = float(metrics.loss[0]), float(metrics.accuracy[0])
-        return float(metrics.loss[-1])
+        return float(metrics.loss[-1]), float(metrics.accuracy[-1])
 
-    @staticmethod
-    def _observation(round_: Round) -> Observation:
-        observation: Observation = round_.view.fingerprint.observation.numpy().copy()
-        return observation
+    def _make_scenarios(
+        self, scenarios: str | ScenarioDistribution | Mapping[str, Any] | None, num_clients: int
+    ) -> ScenarioDistribution:
+        made = make_scenarios(scenarios)
+        if made.num_clients is not None or made.participation != (1.0, 1.0):
+            raise ValueError(_FIXED.format(f"scenarios with {made.num_clients=}, {made.participation=}"))
+        return made
+
+    def _check(self, scenario: Scenario) -> None:
+        if not self.masked and (scenario.num_clients not in (None, self._num_clients) or scenario.participation < 1):
+            raise ValueError(_FIXED.format(f"{scenario.num_clients=}, {scenario.participation=}"))
+
+    def _observation_space(self, num_clients: int) -> spaces.Space[Any]:
+        return observation_space(num_clients)
+
+    def _observation(self, round_: Round) -> Observation:
+        return self._of_clients(round_.view.fingerprint.observation, round_)
+
+    def _features(self, round_: Round) -> NDArray[np.float32]:
+        """(num_clients, 6), NaN for an absent client."""
+        return self._of_clients(round_.view.fingerprint.observation, round_, np.nan)
+
+    def _malicious(self) -> NDArray[np.bool_]:
+        """(num_clients,), False for a client that this episode does not have."""
+        malicious = np.zeros(self._num_clients, dtype=np.bool_)
+        malicious[: len(self.federation.malicious)] = self.federation.malicious.numpy()
+        return malicious
 
     def _info(self, round_: Round) -> dict[str, Any]:
         info = {
             "round": self.federation.round,
             "attack": self.federation.scenario.attack,
             "attacking": round_.attacking,
-            "malicious": round_.malicious.numpy().copy(),
-            "rejected": round_.view.rejected.numpy().copy(),
+            "malicious": self._malicious(),
+            "rejected": self._of_clients(round_.view.rejected, round_),
             "validation_accuracy": self._accuracy,
             "validation_loss": self._loss,
             "engine": self.federation.engine.name,
         }
         if self._aggregate is not None:
             assert self._aggregate.weights is not None
-            info |= {"weights": self._aggregate.weights.numpy().copy(), "root_weight": self._aggregate.root_weight}
+            weights = self._of_clients(self._aggregate.weights, round_)
+            info |= {"weights": weights, "root_weight": self._aggregate.root_weight}
         return info
 
     def _frame(self) -> rendering.Frame:
-        round_, scenario = self.current_round, self.federation.scenario
-        weights = np.zeros(self._num_clients)
-        if self._aggregate is not None and self._aggregate.weights is not None:
-            weights = self._aggregate.weights.double().numpy()
+        history, scenario, clients = self._history, self.federation.scenario, self.federation.num_clients
+        weights, aggregate = np.zeros(self._num_clients), self._aggregate
+        attacked = scenario.attack != "none" and bool(self._malicious().any())
+        if aggregate is not None and aggregate.weights is not None:
+            weights[~np.isnan(history.trust[-1])] = aggregate.weights.double().numpy()
         return rendering.Frame(
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
-            weights=weights,
-            root_weight=self._aggregate.root_weight if self._aggregate is not None else 0.0,
-            malicious=round_.malicious.numpy(),
-            accuracy=self._accuracies,
+            rounds=self.rounds,
+            onset=scenario.onset if attacked else None,
+            malicious=self._malicious()[:clients],
+            weights=weights[:clients],
+            root_weight=aggregate.root_weight if aggregate is not None else 0.0,
+            trust=np.array(history.trust, dtype=np.float64).reshape(-1, self._num_clients)[:, :clients],
+            features=np.array(history.features, dtype=np.float64)[:, :clients],
+            accuracy=np.array(history.accuracy),
+            oracle=np.array(history.oracle),
         )
 
 
-def _scenarios(scenarios: ScenarioDistribution | Mapping[str, Any] | None) -> ScenarioDistribution:
-    if scenarios is None:
-        return ScenarioDistribution()
-    if isinstance(scenarios, ScenarioDistribution):
-        return scenarios
-    check_known("field of scenarios", scenarios, ScenarioDistribution.__dataclass_fields__)
-    return ScenarioDistribution(**scenarios)
+_FIXED = (
+    "the number of clients and their participation can vary only where the observation has a mask, as in "
+    "OptiGrad/DigitsMasked-v0; got {}"
+)

@@ -18,6 +18,11 @@ def observation_space(num_clients: int) -> spaces.Box:
     return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
 
+def masked_observation_space(num_clients: int) -> spaces.Dict:
+    """``Dict(clients=Box((N, 6), float32), mask=MultiBinary(N))`` for up to N clients."""
+    return spaces.Dict({"clients": observation_space(num_clients), "mask": spaces.MultiBinary(num_clients)})
+
+
 def action_space(num_clients: int) -> spaces.Box:
     """``Box(-1, 1, (N,), float32)``."""
     return spaces.Box(-1.0, 1.0, (num_clients,), dtype=np.float32)

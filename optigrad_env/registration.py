@@ -4,8 +4,8 @@ from typing import Any
 
 import gymnasium
 
-_ENTRY_POINT = "optigrad_env.env:OptiGradEnv"
-_VECTOR_ENTRY_POINT = "optigrad_env.vector:OptiGradVectorEnv"
+_ENTRY_POINTS = ("optigrad_env.env:OptiGradEnv", "optigrad_env.vector:OptiGradVectorEnv")
+_MASKED = ("optigrad_env.masked:MaskedOptiGradEnv", "optigrad_env.masked:MaskedOptiGradVectorEnv")
 
 # Lists, not tuples: an id's arguments must survive JSON. Step sizes were chosen on validation data, without attack,
 # where the usual 0.1 would not do.
@@ -38,6 +38,13 @@ ENVIRONMENTS: dict[str, dict[str, Any]] = {
 
 
 def register_environments() -> None:
-    """Registers every id with Gymnasium."""
+    """Registers every id with Gymnasium, and beside each the one with clients that come and go."""
     for env_id, kwargs in ENVIRONMENTS.items():
-        gymnasium.register(env_id, entry_point=_ENTRY_POINT, vector_entry_point=_VECTOR_ENTRY_POINT, kwargs=kwargs)
+        for name, (entry_point, vector_entry_point) in ((env_id, _ENTRY_POINTS), (masked_id(env_id), _MASKED)):
+            gymnasium.register(name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
+
+
+def masked_id(env_id: str) -> str:
+    """The id beside ``env_id`` whose clients come and go: ``OptiGrad/Digits-v0`` to ``OptiGrad/DigitsMasked-v0``."""
+    name, version = env_id.rsplit("-", 1)
+    return f"{name}Masked-{version}"

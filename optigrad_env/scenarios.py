@@ -8,7 +8,7 @@ colluding form; every other attack is held out. Nothing may be chosen after a lo
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,11 @@ _STRENGTHS: dict[str, dict[str, tuple[float, float]]] = {
 }
 
 
+_RANGES = ("malicious_fraction", "alpha", "onset", "root_size", "root_bias", "num_clients", "participation")
+_OPTIONAL_RANGES = ("root_size", "num_clients")
+_GOLDEN = (5**0.5 - 1) / 2
+
+
 def held_out_attacks() -> list[str]:
     """Every registered attack that is neither ``none`` nor a train attack, plug-ins included."""
     return [name for name in attack_names() if name != "none" and name not in TRAIN_ATTACKS]
@@ -50,6 +55,9 @@ def attack_set(name: str) -> list[str]:
 class ScenarioDistribution:
     """Where an episode's scenario is drawn from.
 
+    Each field is a switch of its own: a range of one value, such as ``onset=(0, 0)``, draws nothing. What is switched
+    off by default does not shift the numbers that the others draw.
+
     Attributes:
         attacks: Attacks, drawn uniformly; ``"none"`` is one of them.
         malicious_fraction: Range (low, high), drawn uniformly.
@@ -57,6 +65,13 @@ class ScenarioDistribution:
         onset: First and last round in which the attack may begin, drawn uniformly; half of the episodes begin at 0.
         random_strength: Draw the attack's strength too; otherwise its usual value.
         collusion: Probability of an attack's colluding form.
+        roots: Number of draws of root data that episodes choose from. 1 is the federation's own alone; each other one
+            is a sample of its own, of another size and bias, for which an autoencoder is trained once.
+        root_size: Range (low, high) of the root data's size, log-uniform over the draws; ``None`` for the federation's.
+        root_bias: Range (low, high) of the share of the root data that is of one class, uniform over the draws.
+        num_clients: Range (low, high) of the number of clients, drawn uniformly; ``None`` for the federation's. For
+            environments with a mask.
+        participation: Range (low, high) of the share of clients that take part in a round, drawn uniformly. Likewise.
     """
 
     attacks: tuple[str, ...] = (*TRAIN_ATTACKS, "none")
@@ -65,6 +80,11 @@ class ScenarioDistribution:
     onset: tuple[int, int] = (0, 5)
     random_strength: bool = True
     collusion: float = 0.5
+    roots: int = 1
+    root_size: tuple[int, int] | None = None
+    root_bias: tuple[float, float] = (0.0, 0.0)
+    num_clients: tuple[int, int] | None = None
+    participation: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
         for field in fields(self):  # a distribution that came through JSON has lists
@@ -75,14 +95,20 @@ class ScenarioDistribution:
             raise ValueError(f"attacks is empty; there are: {', '.join(attack_names())}")
         for name in self.attacks:
             Scenario(attack=name)
-        for name in ("malicious_fraction", "alpha", "onset"):
+        for name in _RANGES:
             edges = getattr(self, name)
+            if edges is None and name in _OPTIONAL_RANGES:
+                continue
             if not isinstance(edges, tuple) or len(edges) != 2 or edges[0] > edges[1]:
                 raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges}")
             for edge in edges:
                 Scenario(**{name: edge})
         if not 0.0 <= self.collusion <= 1.0:
             raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
+        if self.roots < 1:
+            raise ValueError(f"roots must be at least 1, the federation's own; got {self.roots}")
+        if self.roots == 1 and (self.root_size is not None or self.root_bias != (0.0, 0.0)):
+            raise ValueError("root_size and root_bias spread over several draws of root data: give roots, such as 8")
 
     def sample(self, generator: np.random.Generator, pinned: Mapping[str, Any] | None = None) -> Scenario:
         """Draws a scenario.
@@ -108,7 +134,27 @@ class ScenarioDistribution:
             drawn["onset"] = self.onset[0]
         options = self._options(attack, generator)
         drawn["attack_options"] = {} if "attack" in pinned else options
+        if self.roots > 1:
+            drawn |= self.root(int(generator.integers(self.roots)))
+        if self.num_clients is not None:
+            drawn["num_clients"] = int(generator.integers(*self.num_clients, endpoint=True))
+        if self.participation != (1.0, 1.0):
+            drawn["participation"] = float(generator.uniform(*self.participation))
         return Scenario(**{**drawn, **pinned})
+
+    def root(self, draw: int) -> dict[str, Any]:
+        """Fields of ``Scenario`` that say which root data draw number ``draw`` is, from 0.
+
+        The draws are spread over their ranges evenly: sizes in order, biases by the golden ratio's multiples, which
+        fill an interval evenly and know no order. So they are few, the same in every process, and cover both ranges.
+        """
+        place, other = (draw + 0.5) / self.roots, (draw * _GOLDEN) % 1.0
+        low, high = self.root_bias
+        size = None
+        if self.root_size is not None:
+            smallest, largest = self.root_size
+            size = round(smallest * (largest / smallest) ** place)
+        return {"root_size": size, "root_bias": low + (high - low) * other, "root_draw": draw}
 
     def _options(self, attack: str, generator: np.random.Generator) -> dict[str, Any]:
         if attack not in _STRENGTHS:
@@ -121,3 +167,32 @@ class ScenarioDistribution:
 
 def _log_uniform(generator: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(generator.uniform(np.log(low), np.log(high))))
+
+
+# Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
+WIDE = ScenarioDistribution(
+    malicious_fraction=(0.0, 0.6), alpha=(0.1, 10.0), onset=(0, 10), roots=8, root_size=(20, 200), root_bias=(0.0, 0.5)
+)
+_NAMED = {"default": ScenarioDistribution(), "wide": WIDE}
+
+
+def make_scenarios(
+    scenarios: str | ScenarioDistribution | Mapping[str, Any] | None, **usual: Any
+) -> ScenarioDistribution:
+    """A distribution from what an environment was given.
+
+    Args:
+        scenarios: A distribution; ``"default"`` or ``"wide"``; or a mapping of the fields that differ from the default.
+        **usual: Fields whose default is another one here; those of a given distribution stay as they are.
+
+    Raises:
+        ValueError: Unknown name or field; the message lists what there is.
+    """
+    if isinstance(scenarios, ScenarioDistribution):
+        return scenarios
+    if isinstance(scenarios, str):
+        check_known("distribution of scenarios", [scenarios], _NAMED)
+        return replace(_NAMED[scenarios], **usual)
+    given = dict(scenarios or {})
+    check_known("field of scenarios", given, ScenarioDistribution.__dataclass_fields__)
+    return ScenarioDistribution(**{**usual, **given})

@@ -1,5 +1,6 @@
 """Several federations in one process, as a Gymnasium vector environment."""
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, ClassVar
@@ -13,10 +14,13 @@ from fl_core.registry import check_known
 from optigrad_env.env import OptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 
+# What Gymnasium's vector environment remembers from one step to the next.
+_KEPT = ("_env_obs", "_rewards", "_terminations", "_truncations", "_autoreset_envs")
+
 Wrapper = Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]
 
 
-class OptiGradVectorEnv(SyncVectorEnv[NDArray[np.float32], NDArray[np.float32]]):
+class OptiGradVectorEnv(SyncVectorEnv[Any, NDArray[np.float32]]):
     """``num_envs`` federations, each with its own draw of root data, validation data and initial weights.
 
     What ``gym.make_vec(id, num_envs=...)`` makes::
@@ -73,7 +77,7 @@ class OptiGradVectorEnv(SyncVectorEnv[NDArray[np.float32], NDArray[np.float32]])
 
     def step(
         self, actions: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
+    ) -> tuple[Any, NDArray[np.float64], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]]:
         """One round in every federation.
 
         Raises:
@@ -88,3 +92,21 @@ class OptiGradVectorEnv(SyncVectorEnv[NDArray[np.float32], NDArray[np.float32]])
         if not np.isfinite(actions).all():
             raise ValueError(f"actions must be finite, got {actions}")
         return super().step(actions)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All episodes as data, and who is to be reset next; see ``OptiGradEnv.state_dict``."""
+        kept = {name: copy.deepcopy(getattr(self, name)) for name in _KEPT}
+        return {"envs": [env.get_wrapper_attr("state_dict")() for env in self.envs], "vector": kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues all episodes of a ``state_dict``, bit by bit.
+
+        Raises:
+            ValueError: Another number of federations, or one with other settings.
+        """
+        if len(state["envs"]) != self.num_envs:
+            raise ValueError(f"the state is of {len(state['envs'])} federations, here are {self.num_envs}")
+        for env, of_env in zip(self.envs, state["envs"], strict=True):
+            env.get_wrapper_attr("load_state_dict")(of_env)
+        for name, value in copy.deepcopy(state["vector"]).items():
+            setattr(self, name, value)

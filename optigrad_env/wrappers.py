@@ -1,15 +1,21 @@
 """Wrappers around the environment."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from optigrad_env.env import Action, Observation, OptiGradEnv
+from fl_core.fingerprint import FEATURES
+from fl_core.registry import check_known
+from optigrad_env.env import Action, OptiGradEnv
+from optigrad_env.observation import trust_of_action
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +31,7 @@ class RecordedRound:
         shared: (P,) float32, the global model.
         server_local: (L,) float32, the server's BatchNorm.
         honest: (P,) float32, plain mean of the honest clients' updates.
+        present: (N,) bool, who takes part; where clients can be absent, they have rows of zeros and count as rejected.
     """
 
     observation: Tensor
@@ -35,6 +42,7 @@ class RecordedRound:
     shared: Tensor
     server_local: Tensor
     honest: Tensor
+    present: Tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As arrays: between processes torch sends every tensor as an open file, and a recording is thousands of them.
@@ -45,7 +53,7 @@ def _from_arrays(*arrays: NDArray[Any]) -> RecordedRound:
     return RecordedRound(*map(torch.from_numpy, arrays))
 
 
-class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
+class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
     """Gives the round that waits for an action as data: for offline stages of training. Holds truth."""
 
     def recorded_round(self) -> RecordedRound:
@@ -61,31 +69,239 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
         if len(view.accepted):
             updates[~view.rejected] = env.federation.config.weighting.clip(view.accepted, view.reference)
         return RecordedRound(
-            view.fingerprint.observation,
-            round_.corrupted,
-            view.rejected,
-            updates,
+            env.of_clients(view.fingerprint.observation),
+            env.of_clients(round_.corrupted),
+            env.of_clients(view.rejected, absent=True),
+            env.of_clients(updates),
             view.reference,
             view.global_model,
             view.server_local,
             env.honest_mean(),
+            env.of_clients(torch.ones_like(view.rejected)),
         )
 
 
-class FeatureShuffle(gym.ObservationWrapper[Observation, Action, Observation]):
+class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
+    """Base of wrappers that change what is seen of the clients, with a mask or without.
+
+    Subclasses write ``clients``; one whose columns are others gives their bounds to ``__init__``, one with a memory
+    forgets it in ``begin`` and keeps it in ``memory``.
+
+    Args:
+        env: The environment.
+        low: (N, F) bounds of what is seen; by default those of ``env``.
+        high: Likewise.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Any, Action],
+        low: NDArray[np.float32] | None = None,
+        high: NDArray[np.float32] | None = None,
+    ) -> None:
+        super().__init__(env)
+        if low is not None and high is not None:
+            box = spaces.Box(low, high, dtype=np.float32)
+            space = env.observation_space
+            self.observation_space = (
+                spaces.Dict({**space.spaces, "clients": box}) if isinstance(space, spaces.Dict) else box
+            )
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """What is seen of the clients: (N, F) to (N, F'); rows of absent ones become zeros anyway."""
+        raise NotImplementedError
+
+    def begin(self, seed: int | None) -> None:
+        """An episode begins; ``seed`` is what the environment was reset with."""
+
+    def memory(self) -> dict[str, Any]:
+        """Names and values of the attributes that an episode changes."""
+        return {}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """See ``gymnasium.Env.reset``."""
+        observation, info = self.env.reset(seed=seed, options=options)
+        self.begin(seed)
+        return self._seen(observation), info
+
+    def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env.step``."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._seen(observation), reward, terminated, truncated, info
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the environment inside, and of this wrapper."""
+        return {"env": self.env.get_wrapper_attr("state_dict")(), "memory": copy.deepcopy(self.memory())}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from a ``state_dict``."""
+        self.env.get_wrapper_attr("load_state_dict")(state["env"])
+        for name, value in copy.deepcopy(state["memory"]).items():
+            setattr(self, name, value)
+
+    def _seen(self, observation: Any) -> Any:
+        if not isinstance(observation, dict):
+            return self.clients(observation, np.ones(len(observation), dtype=np.bool_))
+        present = observation["mask"].astype(np.bool_)
+        seen = self.clients(observation["clients"], present)
+        return {**observation, "clients": np.where(present[:, None], seen, np.float32(0))}
+
+
+class ClientHistory(ClientObservation):
+    """Shows each client's last ``k`` fingerprints and trusts too, so that slow and on-off attackers can be seen.
+
+    The row of a client is its present fingerprint (F), then for each of its last k rounds, the latest first, the
+    fingerprint that it had (F) and the trust σ(5a) that the agent gave it (1). By client: of one that was absent, the
+    last k rounds in which it took part. A trust of 0, which no action gives, marks a round that there has not been.
+
+    Args:
+        env: The environment.
+        k: Number of rounds, at least 1; a row has F + k·(F + 1) columns.
+    """
+
+    def __init__(self, env: gym.Env[Any, Action], k: int = 3) -> None:
+        if k < 1:
+            raise ValueError(f"k must be at least 1 round, got {k}")
+        low, high = bounds(env)
+        past = [
+            np.column_stack([edge, np.full(len(edge), trust, dtype=np.float32)])
+            for edge, trust in ((low, 0.0), (high, 1.0))
+        ]
+        # What has not been is zeros, whatever the bounds.
+        lows, highs = np.minimum(past[0], 0), np.maximum(past[1], 0)
+        super().__init__(env, np.hstack([low, *[lows] * k]), np.hstack([high, *[highs] * k]))
+        self._k = k
+        self.begin(None)
+
+    def begin(self, seed: int | None) -> None:
+        """See ``ClientObservation.begin``."""
+        low, _ = bounds(self.env)
+        # (N, k, F + 1), the latest round first.
+        self._past = np.zeros((len(low), self._k, low.shape[1] + 1), dtype=np.float32)
+        self._waiting: tuple[NDArray[np.float32], NDArray[np.bool_]] | None = None
+
+    def memory(self) -> dict[str, Any]:
+        """See ``ClientObservation.memory``."""
+        return {"_past": self._past, "_waiting": self._waiting}
+
+    def step(self, action: Action) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """See ``gymnasium.Env.step``."""
+        past = self._with(action)
+        answer = self.env.step(action)
+        self._past = past
+        return self._seen(answer[0]), *answer[1:]
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """See ``ClientObservation.clients``."""
+        self._waiting = rows, present
+        return np.hstack([rows, self._past.reshape(len(rows), -1)])
+
+    def _with(self, action: Action) -> NDArray[np.float32]:
+        """The past with the waiting round in it, if the action is one: a wrong one is refused further inside."""
+        if self._waiting is None or np.shape(action) != (len(self._past),):
+            return self._past
+        rows, present = self._waiting
+        trust = trust_of_action(action, len(rows)).numpy()
+        latest = np.column_stack([rows, trust])[:, None]
+        return np.where(present[:, None, None], np.hstack([latest, self._past[:, :-1]]), self._past)
+
+
+class FeatureSubset(ClientObservation):
+    """Shows some of the features only: for ablations, and for policies that need no root data.
+
+    Args:
+        env: The environment, with the six features.
+        features: Names from ``fl_core.fingerprint.FEATURES``; columns keep the order that they have there.
+
+    Raises:
+        ValueError: An unknown name, no name at all, or an environment whose columns are not the six features.
+    """
+
+    def __init__(self, env: gym.Env[Any, Action], features: Sequence[str]) -> None:
+        check_known("feature", features, FEATURES)
+        if not features:
+            raise ValueError(f"features is empty; there are: {', '.join(FEATURES)}")
+        low, high = bounds(env)
+        if low.shape[1] != len(FEATURES):
+            raise ValueError(f"FeatureSubset goes around the six features, inside other wrappers; got {low.shape[1]}")
+        self._columns = [i for i, name in enumerate(FEATURES) if name in features]
+        super().__init__(env, low[:, self._columns], high[:, self._columns])
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """See ``ClientObservation.clients``."""
+        return rows[:, self._columns]
+
+
+class FeatureDropout(ClientObservation):
+    """Hides features at random: in each round, each of them is 0 for all clients with some probability.
+
+    Trained so, a policy cannot lean on a single feature, and can be asked what it does without one.
+
+    Args:
+        env: The environment; its own random numbers stay as they are.
+        probability: Of each feature and round, in [0, 1].
+        seed: Seed of the draws; a seed that the environment is reset with begins them anew.
+    """
+
+    def __init__(self, env: gym.Env[Any, Action], probability: float = 0.1, seed: int = 0) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        super().__init__(env)
+        self._probability = probability
+        self._seed, self._generator = seed, np.random.default_rng(seed)
+
+    def begin(self, seed: int | None) -> None:
+        """Equal seeds of the environment give equal draws, too."""
+        if seed is not None:
+            self._generator = np.random.default_rng([self._seed, seed])
+
+    def memory(self) -> dict[str, Any]:
+        """See ``ClientObservation.memory``."""
+        return {"_generator": self._generator}
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """See ``ClientObservation.clients``."""
+        return np.where(self._generator.random(rows.shape[1]) < self._probability, np.float32(0), rows)
+
+
+class FeatureShuffle(ClientObservation):
     """Negative control: permutes each feature among the clients before the policy sees it.
 
     What is left is the distribution of each feature in the round, but no longer whose it is.
 
     Args:
         env: The environment; its own random numbers stay as they are, so it plays the same scenarios as without.
-        seed: Seed of the permutations.
+        seed: Seed of the permutations; a seed that the environment is reset with begins them anew.
     """
 
-    def __init__(self, env: gym.Env[Observation, Action], seed: int = 0) -> None:
+    def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:
         super().__init__(env)
-        self._generator = np.random.default_rng(seed)
+        self._seed, self._generator = seed, np.random.default_rng(seed)
 
-    def observation(self, observation: Observation) -> Observation:
-        """Permutes every column by itself."""
-        return self._generator.permuted(observation, axis=0)
+    def begin(self, seed: int | None) -> None:
+        """Equal seeds of the environment give equal draws, too."""
+        if seed is not None:
+            self._generator = np.random.default_rng([self._seed, seed])
+
+    def memory(self) -> dict[str, Any]:
+        """See ``ClientObservation.memory``."""
+        return {"_generator": self._generator}
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """Permutes every column by itself, among the clients that are there."""
+        shuffled = rows.copy()
+        shuffled[present] = self._generator.permuted(rows[present], axis=0)
+        return shuffled
+
+
+def bounds(env: gym.Env[Any, Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Lowest and highest values (N, F) of what is seen of the clients.
+
+    Raises:
+        ValueError: The environment is not one of federations.
+    """
+    space = env.observation_space
+    box = space["clients"] if isinstance(space, spaces.Dict) and "clients" in space.spaces else space
+    if not isinstance(box, spaces.Box) or len(box.shape) != 2:
+        raise ValueError(f"expected observations of clients and features, got {space}")
+    return box.low, box.high

@@ -29,7 +29,7 @@ class _HonestMean(Rule):
     honest: Tensor
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        honest = self.honest[~view.rejected].to(torch.float32)
+        honest = self.honest[view.accepted_clients].to(torch.float32)
         if not honest.any():
             fallen = fall_back(view)
             return Aggregate(fallen.update, honest, fallen.root_weight)
@@ -43,7 +43,7 @@ class _AnchoredHonestMean(Rule):
     weighting: TrustWeighting
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        return self.weighting(view, self.honest[~view.rejected].to(torch.float32))
+        return self.weighting(view, self.honest[view.accepted_clients].to(torch.float32))
 
 
 @register_rule("oracle")

@@ -1,5 +1,6 @@
 """Who may see which sample: clients, root data (reference and utility half), validation, test."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from math import ceil
 
@@ -42,6 +43,29 @@ class Splits:
             raise ValueError("the splits overlap: a sample stands in two of clients, reference, utility, ..., test")
 
 
+@dataclass(frozen=True)
+class Root:
+    """Which root data the server owns in an episode, in place of the federation's own.
+
+    Attributes:
+        size: Number of samples; ``None`` is the federation's own number.
+        bias: Share in [0, 1) that is of one class; the rest is balanced over the classes. 0 is balanced altogether.
+        draw: Number of the draw, 0 or more; with size and bias it says which samples, and which class is the favoured.
+    """
+
+    size: int | None = None
+    bias: float = 0.0
+    draw: int = 0
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 4:
+            raise ValueError(f"root_size must be at least 4 (two samples in each half), got {self.size}")
+        if not 0.0 <= self.bias < 1.0:
+            raise ValueError(f"root_bias must lie in [0, 1), got {self.bias}")
+        if self.draw < 0:
+            raise ValueError(f"root_draw must be 0 or more, got {self.draw}")
+
+
 def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int = 100, validation: int = 200) -> Splits:
     """Draws root and validation data from the train side, each balanced over the classes; the rest is the clients'.
 
@@ -62,27 +86,70 @@ def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int =
         raise ValueError(f"root must be at least 4 (two samples in each half), got {root}")
     if validation < 1:
         raise ValueError(f"validation must be at least 1, got {validation}")
-    train = dataset.train.numpy()
-    units = units_of(dataset.labels[dataset.train].numpy(), dataset.groups_of(dataset.train))
-    queue = interleave_classes(units.labels, generator)
-    parts = []
-    for size, share in (
-        (root // 2, _ROOT_GROUPS / 2),
-        (root - root // 2, _ROOT_GROUPS / 2),
-        (validation, _HELD_GROUPS),
-    ):
-        count = _units_needed(units.sizes[queue], size, ceil(share * len(units)))
-        taken, queue = queue[:count], queue[count:]
-        parts.append(train[_spread(units.of_sample, taken, size, generator)])
-    clients = train[np.isin(units.of_sample, queue)]
-    if not len(clients) or sum(map(len, parts)) < root + validation:
+    wanted = (*_halves(root), (validation, _HELD_GROUPS))
+    (reference, utility, held), clients = _deal(dataset, dataset.train, generator, wanted)
+    if not len(clients) or len(reference) + len(utility) + len(held) < root + validation:
+        units = units_of(dataset.labels[dataset.train].numpy(), dataset.groups_of(dataset.train))
         raise ValueError(
             f"root={root} and validation={validation} leave no sample for the clients: "
-            f"data set {dataset.name!r} has {len(train)} train samples"
+            f"data set {dataset.name!r} has {len(dataset.train)} train samples"
             + (f" in {len(units)} groups" if dataset.groups is not None else "")
         )
-    reference, utility, held = (torch.from_numpy(np.sort(part)) for part in parts)
-    return Splits(torch.from_numpy(np.sort(clients)), reference, utility, held, dataset.test)
+    return Splits(clients, reference, utility, held, dataset.test)
+
+
+def redraw_root(dataset: Dataset, splits: Splits, generator: np.random.Generator, root: Root) -> Splits:
+    """Other root data: drawn anew from what is neither validation nor test data; the clients get the rest.
+
+    Validation and test data stay as they are, so figures of one federation's episodes can be compared.
+
+    Args:
+        dataset: Source.
+        splits: The federation's own splits.
+        generator: Source of the draw.
+        root: Size, by default the size that it has in ``splits``, and bias.
+
+    Raises:
+        ValueError: Nothing would be left for the clients.
+    """
+    size = root.size or len(splits.reference) + len(splits.utility)
+    pool = dataset.train[~torch.isin(dataset.train, splits.validation)]
+    if dataset.groups is not None:  # a group that gave validation images gives no others
+        pool = pool[~torch.isin(dataset.groups[pool], dataset.groups[splits.validation])]
+    (reference, utility), clients = _deal(dataset, pool, generator, _halves(size), root.bias)
+    if not len(clients) or len(reference) + len(utility) < size:
+        raise ValueError(
+            f"root_size={size} leaves no sample for the clients: data set {dataset.name!r} has {len(pool)} train "
+            "samples beside the validation data"
+        )
+    return Splits(clients, reference, utility, splits.validation, splits.test)
+
+
+def _halves(root: int) -> tuple[tuple[int, float], tuple[int, float]]:
+    """Size and share of the groups of reference and utility half."""
+    return (root // 2, _ROOT_GROUPS / 2), (root - root // 2, _ROOT_GROUPS / 2)
+
+
+def _deal(
+    dataset: Dataset,
+    pool: Tensor,
+    generator: np.random.Generator,
+    wanted: Sequence[tuple[int, float]],
+    bias: float = 0.0,
+) -> tuple[list[Tensor], Tensor]:
+    """Deals a pool of samples out: parts of the wanted sizes, each from a share of the groups, and all the rest."""
+    samples = pool.numpy()
+    units = units_of(dataset.labels[pool].numpy(), dataset.groups_of(pool))
+    queue = interleave_classes(units.labels, generator)
+    if bias:
+        queue = favour_class(queue, units.labels, int(generator.choice(np.unique(units.labels))), bias)
+    parts = []
+    for size, share in wanted:
+        count = _units_needed(units.sizes[queue], size, ceil(share * len(units)))
+        taken, queue = queue[:count], queue[count:]
+        parts.append(samples[_spread(units.of_sample, taken, size, generator)])
+    *dealt, rest = (torch.from_numpy(np.sort(part)) for part in (*parts, samples[np.isin(units.of_sample, queue)]))
+    return dealt, rest
 
 
 def interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
@@ -99,6 +166,19 @@ def interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator
     tie_break = np.empty(len(labels), dtype=np.int64)
     tie_break[order] = np.arange(len(labels))
     return np.lexsort((tie_break, rank))
+
+
+def favour_class(queue: NDArray[np.int64], labels: NDArray[np.int64], favoured: int, bias: float) -> NDArray[np.int64]:
+    """Brings members of one class forward: a share ``bias`` of every prefix is of them, the rest in the old order.
+
+    The class's last member keeps its place, at the end. Where the class has no more to give, the old order goes on.
+    """
+    extra = queue[labels[queue] == favoured][-2::-1]
+    both = np.concatenate([extra, queue])
+    place = np.concatenate([(np.arange(len(extra)) + 0.5) / bias, (np.arange(len(queue)) + 0.5) / (1 - bias)])
+    merged = both[np.argsort(place, kind="stable")]
+    _, first = np.unique(merged, return_index=True)
+    return merged[np.sort(first)]
 
 
 def _units_needed(sizes: NDArray[np.int64], samples: int, affordable: int) -> int:

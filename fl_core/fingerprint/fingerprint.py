@@ -91,6 +91,16 @@ class Fingerprinter:
         """
         return self._autoencoder.typical_error
 
+    def calibration(self) -> tuple[int, Tensor | None]:
+        """Round of the last measurement of the typical error, and what it was (``None``: the autoencoder's own)."""
+        return self._refreshed_at, self.typical_error.clone() if self._refreshed_at else None
+
+    def calibrate(self, refreshed_at: int, typical_error: Tensor | None) -> None:
+        """Goes on from a ``calibration``."""
+        self._refreshed_at = refreshed_at
+        if typical_error is not None:
+            self.typical_error = typical_error
+
     def __call__(
         self, updates: Tensor, rejected: Tensor, shared: Tensor, reference: Tensor, local: Tensor, round_: int
     ) -> Fingerprint:

@@ -46,12 +46,12 @@ def folder_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def env_id(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, folder_of_digits: Path) -> str:
     """A registered id that ``gym.make`` can make; skipped where its files are not there."""
     name: str = request.param
-    if name == "OptiGrad/ImageFolder-v0":
+    if name.startswith("OptiGrad/ImageFolder"):
         monkeypatch.setenv("OPTIGRAD_DATA", str(folder_of_digits))
-    elif FILES[name] is not None:
+    elif (files := FILES[name.replace("Masked", "")]) is not None:
         directory = os.environ.get("OPTIGRAD_DATA")
-        if directory is None or not (Path(directory) / FILES[name]).exists():
-            pytest.skip(f"{name} needs {FILES[name]} in $OPTIGRAD_DATA, which is {directory or 'not set'}")
+        if directory is None or not (Path(directory) / files).exists():
+            pytest.skip(f"{name} needs {files} in $OPTIGRAD_DATA, which is {directory or 'not set'}")
     return name
 
 

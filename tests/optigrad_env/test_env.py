@@ -32,11 +32,12 @@ def play(env_id: str, seed: int) -> str:
     env = gym.make(env_id, num_clients=4, rounds=3, local_steps=1, batch_size=8)
     rng = np.random.default_rng(7)
     observation, info = env.reset(seed=seed)
-    digest, done = hashlib.sha256(observation.tobytes()), False
+    digest, done = hashlib.sha256(), False
     while not done:
         observation, reward, terminated, truncated, info = env.step(rng.uniform(-1, 1, 4).astype(np.float32))
         done = terminated or truncated
-        for part in (observation, np.float64(reward), info["weights"], info["malicious"], info["validation_loss"]):
+        seen = observation.values() if isinstance(observation, dict) else [observation]
+        for part in (*seen, np.float64(reward), info["weights"], info["malicious"], info["validation_loss"]):
             digest.update(np.asarray(part).tobytes())
     return digest.hexdigest()
 
@@ -54,6 +55,11 @@ def assert_same(left: Any, right: Any) -> None:
     np.testing.assert_equal(left, right)  # recurses into lists and dicts, and is exact
 
 
+def clients_of(observation: Any) -> np.ndarray:
+    """The rows of the clients, where there is a mask beside them too."""
+    return observation["clients"] if isinstance(observation, dict) else observation
+
+
 def uniform(clients: int = 4) -> np.ndarray:
     return np.zeros(clients, np.float32)
 
@@ -63,6 +69,7 @@ def sigmoid_of_five(action: np.ndarray) -> np.ndarray:
 
 
 def test_both_checkers_pass_with_the_single_warning_that_observations_have_two_dimensions(env_id: str) -> None:
+    """SB3 gives that warning about a part of a dictionary, too."""
     env = gym.make(env_id, **TINY)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -90,7 +97,7 @@ def test_resetting_with_the_same_seed_begins_the_same_episode_again(env_id: str)
     first = episode(env, seed=5)
     other = episode(env, seed=6)
     assert_same(first, episode(env, seed=5))
-    assert not np.array_equal(first[0][0], other[0][0])
+    assert not np.array_equal(clients_of(first[0][0]), clients_of(other[0][0]))
 
 
 def test_resets_without_a_seed_follow_from_the_last_seed_and_differ_from_each_other(env_id: str) -> None:
@@ -99,7 +106,7 @@ def test_resets_without_a_seed_follow_from_the_last_seed_and_differ_from_each_ot
     right.reset(seed=5)
     second = left.reset()
     assert_same(second, right.reset())
-    assert not np.array_equal(second[0], left.reset()[0])
+    assert not np.array_equal(clients_of(second[0]), clients_of(left.reset()[0]))
 
 
 def test_a_pickled_environment_continues_identically(env_id: str) -> None:
@@ -124,15 +131,19 @@ def test_the_spec_survives_json_and_makes_the_same_environment(env_id: str) -> N
 
 def test_spaces_have_a_row_a_client_and_hold_every_observation(env_id: str) -> None:
     env = gym.make(env_id, **TINY)
-    assert env.observation_space.shape == (4, 6)
-    assert env.observation_space.dtype == np.float32
+    space = env.observation_space
+    if isinstance(space, gym.spaces.Dict):
+        assert space["mask"] == gym.spaces.MultiBinary(4)
+        space = space["clients"]
+    assert space.shape == (4, 6)
+    assert space.dtype == np.float32
     assert env.action_space == gym.spaces.Box(-1, 1, (4,), np.float32)
     assert all(step[0] in env.observation_space for step in episode(env, seed=3, options=ATTACKED))
 
 
 def test_ansi_shows_a_line_a_client_and_marks_the_malicious_ones(env_id: str) -> None:
     env = gym.make(env_id, **TINY, render_mode="ansi")
-    _, info = env.reset(seed=0, options=ATTACKED)
+    _, info = env.reset(seed=0, options={**ATTACKED, "num_clients": 4})
     for _ in range(2):
         text = env.render()
         assert isinstance(text, str)
@@ -152,9 +163,20 @@ def test_rgb_array_is_a_picture_that_changes_with_the_weights(env_id: str) -> No
     after = env.render()
     for picture in (before, after):
         assert picture.dtype == np.uint8
-        assert picture.ndim == 3
-        assert picture.shape[2] == 3
+        assert picture.shape == (640, 1120, 3)
     assert not np.array_equal(before, after)
+
+
+def test_record_video_makes_a_video_of_an_episode(tmp_path: Path) -> None:
+    pytest.importorskip("moviepy", reason="RecordVideo needs the extra 'video'")
+    env = gym.make("OptiGrad/DigitsMasked-v0", **TINY, render_mode="rgb_array")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # moviepy's own
+        env = gym.wrappers.RecordVideo(env, str(tmp_path), episode_trigger=lambda _: True, name_prefix="federation")
+        episode(env, seed=0)
+        env.close()
+    (video,) = tmp_path.glob("federation*.mp4")
+    assert video.stat().st_size > 5_000
 
 
 def test_rendering_without_a_mode_warns_and_shows_nothing() -> None:
@@ -295,12 +317,17 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         "partition": "label_skew",
         "partition_options": {"q": 0.7},
         "feature_shift": 0.5,
+        "num_clients": 10,
+        "participation": 1.0,
+        "root_size": 40,
+        "root_bias": 0.5,
+        "root_draw": 2,
     }
     for _ in range(3):
         _, info = env.reset(options=options)
         assert info["attack"] == "gaussian_noise"
         assert info["malicious"].sum() == 3
-        assert vars(env.federation.scenario) == options
+        assert vars(env.unwrapped.federation.scenario) == options
 
 
 @pytest.mark.parametrize(
@@ -314,6 +341,14 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         ({"atack": "sign_flip"}, r"'atack'.*attack.*malicious_fraction.*alpha.*onset"),
         ({"attack": "sing_flip"}, r"'sing_flip'.*label_flip.*sign_flip"),
         ({"attack": "sign_flip", "attack_options": {"factr": 2}}, r"sign_flip.*scale.*factr"),
+        ({"num_clients": 3}, r"mask.*DigitsMasked.*num_clients=3"),
+        ({"participation": 0.5}, r"mask.*DigitsMasked.*participation=0\.5"),
+        ({"participation": 0}, r"participation.*\(0, 1\].*0"),
+        ({"num_clients": 0}, r"num_clients.*at least 1.*0"),
+        ({"root_size": 3}, r"root_size.*at least 4.*3"),
+        ({"root_size": 5000}, r"root_size=5000.*no sample for the clients"),
+        ({"root_bias": 1.0}, r"root_bias.*\[0, 1\).*1\.0"),
+        ({"root_draw": -1}, r"root_draw.*-1"),
     ],
 )
 def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dict[str, Any], message: str) -> None:
@@ -338,6 +373,8 @@ def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dic
         ({"shapley": "guess"}, r"'guess'.*surrogate"),
         ({"dataset": "letters"}, r"'letters'.*digits"),
         ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),
+        ({"scenarios": "narrow"}, r"'narrow'.*default, wide"),
+        ({"scenarios": {"participation": [0.5, 1.0]}}, r"mask.*participation=\(0\.5, 1\.0\)"),
     ],
 )
 def test_bad_arguments_are_refused_with_name_value_and_what_there_is(arguments: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 """What an agent may learn from, and how its scenarios are drawn."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from fl_core.attacks import Attack, attack_names, base, make_attack, register_attack
 from optigrad_env import TRAIN_ATTACKS, ScenarioDistribution, held_out_attacks
-from optigrad_env.scenarios import attack_set
+from optigrad_env.scenarios import WIDE, attack_set, make_scenarios
 
 
 def draws(distribution: ScenarioDistribution, count: int = 300, **pinned: Any) -> list[Any]:
@@ -156,3 +157,71 @@ def test_a_distribution_from_json_equals_the_original() -> None:
     original = ScenarioDistribution(attacks=("sign_flip", "none"), alpha=(0.2, 0.3))
     lists = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(original).items()}
     assert ScenarioDistribution(**lists) == original
+
+
+def test_switched_on_draws_cover_their_ranges() -> None:
+    distribution = ScenarioDistribution(
+        malicious_fraction=(0.0, 0.6), roots=5, root_size=(20, 320), root_bias=(0.2, 0.6), num_clients=(3, 6)
+    )
+    scenarios = draws(distribution, 300)
+    roots = {(s.root_size, s.root_bias, s.root_draw) for s in scenarios}
+    assert len(roots) == 5
+    sizes = sorted(size for size, _, _ in roots)
+    assert sizes[2] == 80  # log-uniform: the middle is the geometric one
+    assert 20 <= sizes[0] < 40
+    assert 200 < sizes[-1] <= 320
+    biases = sorted(bias for _, bias, _ in roots)
+    assert 0.2 <= biases[0] < 0.3
+    assert 0.5 < biases[-1] <= 0.6
+    assert {s.num_clients for s in scenarios} == {3, 4, 5, 6}
+    assert min(s.malicious_fraction for s in scenarios) < 0.02
+    assert max(s.malicious_fraction for s in scenarios) > 0.58
+
+
+def test_what_is_switched_off_does_not_shift_what_the_others_draw() -> None:
+    usual = draws(ScenarioDistribution(), 1)[0]
+    more = draws(ScenarioDistribution(roots=4, num_clients=(2, 5), participation=(0.5, 1.0)), 1)[0]
+    for name in ("attack", "attack_options", "malicious_fraction", "alpha", "onset"):
+        assert getattr(usual, name) == getattr(more, name)
+    assert (usual.num_clients, usual.participation, usual.root_size, usual.root_draw) == (None, 1.0, None, 0)
+
+
+def test_every_switch_can_be_turned_off_in_the_widest_distribution() -> None:
+    off: dict[str, Any] = {
+        "attacks": ("sign_flip",),
+        "malicious_fraction": (0.3, 0.3),
+        "alpha": (0.5, 0.5),
+        "onset": (0, 0),
+        "random_strength": False,
+        "collusion": 0.0,
+    }
+    fixed = replace(WIDE, roots=1, root_size=None, root_bias=(0.0, 0.0), **off)
+    assert len({str(scenario) for scenario in draws(fixed, 20)}) == 1
+    for name, value in off.items():
+        one = draws(replace(WIDE, **{name: value}), 60)
+        assert len({str(scenario) for scenario in one}) > 20, name
+    assert len({s.root_draw for s in draws(replace(WIDE, **off), 60)}) == 8
+
+
+def test_names_mappings_and_distributions_make_a_distribution() -> None:
+    assert make_scenarios(None) == make_scenarios("default") == make_scenarios({}) == ScenarioDistribution()
+    assert make_scenarios("wide") == WIDE
+    assert make_scenarios({"alpha": [0.2, 0.3]}, roots=2) == ScenarioDistribution(alpha=(0.2, 0.3), roots=2)
+    assert make_scenarios(WIDE, num_clients=(2, 3)) is WIDE
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"roots": 0}, "roots.*at least 1.*0"),
+        ({"root_size": (20, 50)}, "give roots"),
+        ({"root_bias": (0.0, 0.5)}, "give roots"),
+        ({"roots": 4, "root_size": (2, 50)}, "root_size.*at least 4.*2"),
+        ({"roots": 4, "root_bias": (0.0, 1.0)}, r"root_bias.*1\.0"),
+        ({"num_clients": (0, 5)}, "num_clients.*0"),
+        ({"participation": (0.5, 1.5)}, r"participation.*1\.5"),
+    ],
+)
+def test_bad_switches_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScenarioDistribution(**fields)

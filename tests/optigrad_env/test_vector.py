@@ -48,7 +48,8 @@ def test_every_id_has_a_vector_environment_with_its_own_defaults(env_id: str) ->
     assert "autoreset_mode" not in OptiGradEnv.metadata
     assert envs.num_envs == 2
     assert envs.single_observation_space == gym.make(env_id, **TINY).observation_space
-    assert envs.observation_space.shape == (2, 4, 6)
+    space = envs.observation_space
+    assert (space["clients"] if isinstance(space, gym.spaces.Dict) else space).shape == (2, 4, 6)
     assert envs.action_space.shape == (2, 4)
     assert {env.federation.config.dataset for env in envs.envs} == {gym.spec(env_id).kwargs["dataset"]}
     observations, _ = envs.reset(seed=0)

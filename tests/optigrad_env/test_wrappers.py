@@ -1,5 +1,6 @@
-"""The recorder keeps what the environment does, and the shuffle destroys who is who and nothing else."""
+"""The recorder keeps what the environment does; what the others show of the clients, and what they leave alone."""
 
+import warnings
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
@@ -7,9 +8,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.utils.env_checker import check_env
 
 from optigrad_env import OptiGradEnv
-from optigrad_env.wrappers import FeatureShuffle, RoundRecorder
+from optigrad_env.masked import MaskedOptiGradEnv
+from optigrad_env.wrappers import ClientHistory, FeatureDropout, FeatureShuffle, FeatureSubset, RoundRecorder
 
 ATTACKED = {"attack": "gaussian_noise", "malicious_fraction": 0.4, "alpha": 0.5, "onset": 0}
 
@@ -126,3 +129,125 @@ def test_before_the_onset_nobody_is_recorded_as_an_attacker() -> None:
     assert info["malicious"].sum() == 2
     assert not before.corrupted.any()
     assert env.recorded_round().corrupted.tolist() == info["malicious"].tolist()
+
+
+def test_history_shows_the_last_rounds_and_the_trust_they_were_given_latest_first() -> None:
+    env = ClientHistory(OptiGradEnv(num_clients=4, rounds=5), k=2)
+    seen = [env.reset(seed=1, options=ATTACKED)[0]]
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1, 1, (3, 4)).astype(np.float32)
+    seen += [env.step(action)[0] for action in actions]
+    assert seen[0].shape == (4, 6 + 2 * 7)
+    assert (seen[0][:, 6:] == 0).all()
+    trust = 1 / (1 + np.exp(-5 * actions.astype(np.float64)))
+    for now in (1, 2, 3):
+        for lag in (1, 2):
+            block = seen[now][:, 6 + 7 * (lag - 1) : 6 + 7 * lag]
+            if now >= lag:
+                np.testing.assert_array_equal(block[:, :6], seen[now - lag][:, :6])
+                np.testing.assert_allclose(block[:, 6], trust[now - lag], rtol=1e-5)
+            else:
+                assert (block == 0).all()
+    assert all(observation in env.observation_space for observation in seen)
+    assert (env.reset()[0][:, 6:] == 0).all()
+
+
+def test_history_is_by_client_and_waits_for_those_who_are_absent() -> None:
+    env = ClientHistory(MaskedOptiGradEnv(num_clients=6, rounds=12), k=1)
+    options = {**ATTACKED, "num_clients": 6, "participation": 0.5}
+    observation, _ = env.reset(seed=3, options=options)
+    last: dict[int, np.ndarray] = {}
+    for _ in range(12):
+        for client in np.flatnonzero(observation["mask"]):
+            expected = last.get(int(client), np.zeros(6))
+            np.testing.assert_array_equal(observation["clients"][client, 6:12], expected)
+            last[int(client)] = observation["clients"][client, :6].copy()
+        assert (observation["clients"][observation["mask"] == 0] == 0).all()
+        observation, *_ = env.step(np.zeros(6, np.float32))
+    assert len(last) == 6
+
+
+def test_a_refused_action_leaves_the_history_as_it_was() -> None:
+    env, undisturbed = (ClientHistory(OptiGradEnv(num_clients=3, rounds=3), k=2) for _ in range(2))
+    for one in (env, undisturbed):
+        one.reset(seed=0)
+    for wrong in (np.zeros(4, np.float32), np.full(3, np.nan, np.float32)):
+        with pytest.raises(ValueError, match="action"):
+            env.step(wrong)
+    np.testing.assert_equal(env.step(np.zeros(3, np.float32)), undisturbed.step(np.zeros(3, np.float32)))
+
+
+def test_a_subset_shows_its_columns_in_the_usual_order_and_with_their_bounds() -> None:
+    env = OptiGradEnv(num_clients=4, rounds=3)
+    wrapped = FeatureSubset(OptiGradEnv(num_clients=4, rounds=3), ["shapley", "norm"])
+    full, _ = env.reset(seed=1, options=ATTACKED)
+    seen, _ = wrapped.reset(seed=1, options=ATTACKED)
+    np.testing.assert_array_equal(seen, full[:, [3, 5]])
+    np.testing.assert_array_equal(wrapped.observation_space.high, env.observation_space.high[:, [3, 5]])
+    assert seen in wrapped.observation_space
+
+
+def test_dropout_hides_whole_features_about_as_often_as_asked_and_changes_no_other() -> None:
+    env = OptiGradEnv(num_clients=4, rounds=20, local_steps=1)
+    wrapped = FeatureDropout(OptiGradEnv(num_clients=4, rounds=20, local_steps=1), probability=0.4)
+    full, seen = env.reset(seed=1, options=ATTACKED)[0], wrapped.reset(seed=1, options=ATTACKED)[0]
+    hidden = []
+    for _ in range(20):
+        gone = (seen == 0).all(axis=0)
+        np.testing.assert_array_equal(seen[:, ~gone], full[:, ~gone])
+        hidden.append(gone)
+        full, seen = env.step(np.zeros(4, np.float32))[0], wrapped.step(np.zeros(4, np.float32))[0]
+    assert 0.25 < np.mean(hidden) < 0.55
+    assert len({tuple(gone) for gone in hidden}) > 10
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda env: ClientHistory(env, 2),
+        lambda env: FeatureSubset(env, ["norm", "shapley"]),
+        lambda env: FeatureDropout(env, 0.5),
+        lambda env: ClientHistory(FeatureSubset(env, ["norm"]), 1),
+        FeatureShuffle,
+    ],
+)
+@pytest.mark.parametrize("inner", [OptiGradEnv, MaskedOptiGradEnv])
+def test_wrapped_environments_pass_gymnasiums_checker(inner: type[OptiGradEnv], wrap: Any) -> None:
+    env = wrap(inner(num_clients=3, rounds=2, local_steps=1, batch_size=8, render_mode="ansi"))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_env(env, skip_render_check=True)
+    said = [str(warning.message) for warning in caught]
+    assert all("is different from the unwrapped version" in message for message in said), said
+
+
+@pytest.mark.parametrize(
+    ("wrap", "message"),
+    [
+        (lambda env: ClientHistory(env, 0), "k must be at least 1.*0"),
+        (lambda env: FeatureSubset(env, ["nrom"]), "'nrom'.*reconstruction_error.*norm"),
+        (lambda env: FeatureSubset(env, []), "features is empty.*norm"),
+        (lambda env: FeatureSubset(ClientHistory(env), ["norm"]), "six features.*27"),
+        (lambda env: FeatureDropout(env, 1.5), r"probability.*1\.5"),
+    ],
+)
+def test_bad_wrapper_arguments_are_refused(wrap: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        wrap(OptiGradEnv(num_clients=3, rounds=2))
+
+
+def test_a_wrapper_around_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match="clients and features"):
+        ClientHistory(gym.make("CartPole-v1"))
+
+
+def test_a_masked_round_is_recorded_row_by_row_of_the_clients() -> None:
+    env = RoundRecorder(MaskedOptiGradEnv(num_clients=6, rounds=3))
+    observation, info = env.reset(seed=1, options={**ATTACKED, "num_clients": 6, "participation": 0.5})
+    recorded = env.recorded_round()
+    present = observation["mask"] == 1
+    np.testing.assert_array_equal(recorded.observation.numpy(), observation["clients"])
+    np.testing.assert_array_equal(recorded.present.numpy(), present)
+    np.testing.assert_array_equal(recorded.rejected.numpy(), ~present)
+    np.testing.assert_array_equal(recorded.corrupted.numpy(), info["malicious"] & present)
+    assert (recorded.updates.norm(dim=1).numpy() > 0).tolist() == present.tolist()

@@ -1,0 +1,84 @@
+"""From cheap environments to the target."""
+
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from optigrad_env import OptiGradEnv
+from optigrad_env.curriculum import Curriculum
+
+TINY: dict[str, Any] = {"num_clients": 3, "rounds": 4, "local_steps": 1, "batch_size": 8}
+STAGES = [("OptiGrad/Softmax-v0", 6), ("OptiGrad/Quadratic-v0", 3)]
+
+
+def played(env: Any, steps: int) -> list[str]:
+    """Data set and loss of each step."""
+    kept = []
+    for _ in range(steps):
+        truncated = env.step(np.zeros(3, np.float32))[3]
+        config = env.unwrapped.federation.config
+        kept.append(f"{config.dataset} {config.loss}")
+        if truncated:
+            env.reset()
+    return kept
+
+
+def test_stages_follow_each_other_at_the_first_reset_after_their_steps() -> None:
+    env = Curriculum(OptiGradEnv(**TINY), STAGES)
+    env.reset(seed=0)
+    # Episodes of four rounds: six steps are over after the second, nine after the third.
+    assert played(env, 16) == (
+        ["gaussian_clusters cross_entropy"] * 8 + ["gaussian_clusters squared"] * 4 + ["digits cross_entropy"] * 4
+    )
+
+
+def test_the_stages_have_the_targets_clients_rounds_reward_and_scenarios() -> None:
+    target = OptiGradEnv(**TINY, reward="progress", scenarios={"attacks": ["scaling"]}, split_seed=10_003)
+    env = Curriculum(target, STAGES)
+    _, info = env.reset(seed=0)
+    inner = env.unwrapped
+    assert inner is not target
+    assert info["attack"] == "scaling"
+    assert (inner.rounds, inner.federation.config.num_clients, inner.federation.config.split_seed) == (4, 3, 10_003)
+    *_, reward, _, _, info = env.step(np.zeros(3, np.float32))
+    assert reward == info["reward_terms"]["progress"]
+
+
+def test_equal_seeds_give_equal_curricula_and_the_spaces_never_change() -> None:
+    runs = []
+    for _ in range(2):
+        env = Curriculum(OptiGradEnv(**TINY), STAGES)
+        observations = [env.reset(seed=7)[0]]
+        for _ in range(14):
+            observation, _, _, truncated, _ = env.step(np.zeros(3, np.float32))
+            assert observation in env.observation_space
+            observations.append(env.reset()[0] if truncated else observation)
+        runs.append(np.stack(observations))
+    np.testing.assert_array_equal(*runs)
+
+
+def test_every_federation_of_a_vector_environment_has_its_curriculum() -> None:
+    around = (partial(Curriculum, stages=[("OptiGrad/Softmax-v0", 2)]),)
+    envs = gym.make_vec("OptiGrad/Digits-v0", 2, autoreset_mode="SameStep", around=around, **{**TINY, "rounds": 2})
+    envs.reset(seed=0)
+    played_ = []
+    for _ in range(4):
+        played_.append([env.unwrapped.federation.config.dataset for env in envs.envs])
+        envs.step(np.zeros((2, 3), np.float32))
+    assert played_ == [["gaussian_clusters"] * 2] * 2 + [["digits"] * 2] * 2
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([("OptiGrad/Sofmax-v0", 5)], "'OptiGrad/Sofmax-v0'.*OptiGrad/Softmax-v0"),
+        ([("OptiGrad/Softmax-v0", 0)], "OptiGrad/Softmax-v0.*at least 1 step.*0"),
+        ([("OptiGrad/SoftmaxMasked-v0", 5)], "OptiGrad/SoftmaxMasked-v0.*mask.*the target Box"),
+    ],
+)
+def test_bad_stages_are_refused(stages: list[Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        Curriculum(OptiGradEnv(**TINY), stages)
