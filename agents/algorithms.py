@@ -150,13 +150,13 @@ def make_algorithm(
     if distribution is not None:
         policy_kwargs["distribution"] = distribution
     if settings.noise_std:
-        clients = env.action_space.shape
-        kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), settings.noise_std * np.ones(clients))  # type: ignore[arg-type]
+        clients = env.action_space.shape or ()
+        kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), np.full(clients, settings.noise_std))
     if "n_steps" in kwargs:
         kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
     policy = AttentionPolicy if "n_steps" in kwargs else OffPolicyAttentionPolicy
     try:
-        return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)  # type: ignore[call-arg, arg-type]
+        return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
     except TypeError as error:
         raise ValueError(f"{hyperparams or HYPERPARAMS / f'{name}.yml'} does not fit {name}: {error}") from error
 

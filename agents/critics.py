@@ -39,7 +39,7 @@ def warm_critic(model: BaseAlgorithm, progress: Callable[[int], object] = lambda
     if not isinstance(model, OffPolicyAlgorithm) or model.replay_buffer is None:
         return
     steps = critic_steps(model, model.replay_buffer.size() * model.n_envs)
-    actor = model.policy.actor  # type: ignore[union-attr]
+    actor = model.policy.actor
     entropy = None if getattr(model, "log_ent_coef", None) is None else model.log_ent_coef.detach().clone()  # type: ignore[attr-defined]
     actor.requires_grad_(False)
     for _ in range(steps):

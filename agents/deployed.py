@@ -7,7 +7,7 @@ people.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def _load_zip(path: Path, trusted: bool) -> TrustNet:
         architecture = (data or {})["policy_kwargs"].get("architecture")
         state = {
             name.split("trust_net.", 1)[1]: value
-            for name, value in parameters["policy"].items()
+            for name, value in dict(parameters["policy"]).items()  # type: ignore[call-overload]
             if name.startswith(("trust_net.", "actor.trust_net."))
         }
         policy = TrustNet(
@@ -179,11 +179,11 @@ class TrustAggregator(TrustRule):
     """
 
     policy: nn.Module
-    weighting: TrustWeighting = None  # type: ignore[assignment]  # never: __post_init__ sets it
+    weighting: TrustWeighting = field(default=None)  # type: ignore[assignment]  # __post_init__ puts one there
 
     def __post_init__(self) -> None:
-        if self.weighting is None:
-            object.__setattr__(self, "weighting", weighting_of(self.policy))
+        given: TrustWeighting | None = self.weighting
+        object.__setattr__(self, "weighting", given or weighting_of(self.policy))
 
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:

@@ -116,11 +116,12 @@ class SquashedGaussian(TrustDistribution):
 class Beta(TrustDistribution):
     """Beta, stretched to the box, with the score's action for its mode (Chou et al. 2017, ICML).
 
-    Both parameters are above 1, so that it has one peak; their sum grows with the wanted precision.
+    Both parameters are at least 1, so that it has no more than one peak; a scale above 0.577 is the uniform one's.
     """
 
     def _around(self, drive: Tensor, std: Tensor) -> td.Distribution:
-        mode, concentration = torch.sigmoid(2 * drive), std.pow(-2)  # (1 + tanh x) / 2 = σ(2x)
+        # (1 + tanh x) / 2 = σ(2x). The stretched variance at the middle is 1 / (3 + concentration).
+        mode, concentration = torch.sigmoid(2 * drive), (std.pow(-2) - 3).clamp_min(0.0)
         return td.Beta(1 + mode * concentration, 1 + (1 - mode) * concentration)
 
     def sample(self) -> Tensor:

@@ -59,14 +59,15 @@ class TrustActor(BasePolicy):
         return actions, log_prob if mask is None else log_prob * mask.shape[-1] / mask.sum(dim=-1).clamp(min=1)
 
     def _drive(self, obs: PyTorchObs) -> tuple[Tensor, Tensor | None]:
-        clients, mask = clients_and_mask(self.extract_features(obs, self.features_extractor))  # type: ignore[arg-type]
+        clients, mask = clients_and_mask(self.extract_features(obs, self.features_extractor))
         return self.trust_net.drive_and_value(clients, mask)[0], mask
 
     def _scale(self) -> Tensor:
         return self.log_std.clamp(_LOG_STD_MIN, _LOG_STD_MAX)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> Tensor:
-        return self(observation, deterministic)
+        actions: Tensor = self(observation, deterministic)
+        return actions
 
 
 class TrustCritic(BaseModel):
@@ -100,7 +101,7 @@ class TrustCritic(BaseModel):
 
     def _value(self, network: nn.Module, obs: PyTorchObs, actions: Tensor) -> Tensor:
         assert self.features_extractor is not None
-        clients, mask = clients_and_mask(self.extract_features(obs, self.features_extractor))  # type: ignore[arg-type]
+        clients, mask = clients_and_mask(self.extract_features(obs, self.features_extractor))
         value: Tensor = network(clients, actions, mask)
         return value
 
@@ -157,7 +158,7 @@ class OffPolicyAttentionPolicy(BasePolicy):
             self.actor_target = TrustActor(*spaces_, distribution, log_std_init)
         self.follow()
         for part in (self.actor, self.critic):
-            part.optimizer = self.optimizer_class(part.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg, assignment]
+            part.optimizer = self.optimizer_class(part.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     @property
     def trust_net(self) -> TrustNet:

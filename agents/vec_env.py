@@ -60,7 +60,8 @@ class FederationVecEnv(VecEnv):
         self._returns[:], self._lengths[:] = 0, 0
         self._reset_seeds()
         self._reset_options()
-        return _joined(observations, np.stack)
+        joined: VecEnvObs = _joined(observations, np.stack)
+        return joined
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Keeps the actions for ``step_wait``."""
@@ -174,7 +175,8 @@ class WorkerVecEnv(VecEnv):
         self.reset_infos = [info for _, infos in answers for info in infos]
         self._reset_seeds()
         self._reset_options()
-        return _joined([observations for observations, _ in answers], np.concatenate)
+        joined: VecEnvObs = _joined([observations for observations, _ in answers], np.concatenate)
+        return joined
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Sends each worker its actions."""

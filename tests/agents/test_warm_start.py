@@ -43,7 +43,7 @@ class GivenScores(nn.Module):
         super().__init__()
         self.score = nn.Parameter(score.clone())
 
-    def score_and_value(self, fingerprint: Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_value(self, fingerprint: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.score.expand(fingerprint.shape[:-1]), self.score.new_zeros(len(fingerprint))
 
 
@@ -136,7 +136,7 @@ def test_more_trust_for_an_honest_client_raises_the_gap_and_for_a_malicious_one_
 ) -> None:
     recording = recorded(recording_envs, 6, seed=2, scenarios=ATTACKED)
     stand_in: Any = GivenScores(torch.zeros(len(recording), 5))
-    stand_in.score_and_value = lambda fingerprint: (stand_in.score, torch.zeros(len(fingerprint)))
+    stand_in.score_and_value = lambda fingerprint, mask: (stand_in.score, torch.zeros(len(fingerprint)))
     gap, _ = oracle_gap(stand_in, recording, torch.arange(len(recording)), everything(recording))
     (slope,) = torch.autograd.grad(gap.sum(), stand_in.score)
     malicious = recording.rounds.corrupted
