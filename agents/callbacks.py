@@ -149,7 +149,8 @@ class Saving(BaseCallback):
     def _on_rollout_start(self) -> None:
         if self._saved is None or self.num_timesteps - self._saved >= self._every:
             self._save()
-        if self.num_timesteps - self._kept >= self._keep_every:
+        # By multiples, which a resumed run passes where a whole one does.
+        if self.num_timesteps // self._keep_every > self._kept // self._keep_every:
             self._keep()
 
     def _on_step(self) -> bool:

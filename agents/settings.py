@@ -67,7 +67,11 @@ class TrainingSettings:
     log_format: Literal["text", "json"] = "text"
     """json: an object a line, for batch systems; curves are in it too."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Raises a ValueError for a setting that cannot work, naming it.
+
+        Not in ``__post_init__``: tyro would take the error for one of parsing, and print a box of its own around it.
+        """
         check_algorithm(self.algo)
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)

@@ -71,6 +71,7 @@ def train(settings: TrainingSettings) -> Summary:
     Raises:
         ValueError: A setting that cannot work, before anything is written or deleted; a run that cannot be resumed.
     """
+    settings.check()
     torch.set_num_threads(1)
     console = Console(settings.log_format, quiet=settings.quiet)
     federation = given_settings(
