@@ -10,7 +10,7 @@ from typing import Any
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
-from agents.warm_start import Keep
+from agents.recording import Keep
 
 
 def replay_keeper(model: BaseAlgorithm) -> Keep | None:

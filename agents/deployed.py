@@ -155,7 +155,7 @@ def _load_zip(path: Path, trusted: bool) -> TrustNet:
         architecture = (data or {})["policy_kwargs"].get("architecture")
         state = {
             name.split("trust_net.", 1)[1]: value
-            for name, value in dict(parameters["policy"]).items()  # type: ignore[call-overload]
+            for name, value in dict(parameters["policy"]).items()
             if name.startswith(("trust_net.", "actor.trust_net."))
         }
         policy = TrustNet(

@@ -8,31 +8,27 @@
 The second stage can be left out; then the value head alone learns the gap of the cloned policy.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
-from agents.observations import clients_and_mask
+from agents.recording import Keep, Progress, Recording, mixed_behaviour, policy_behaviour, record
 from agents.trust_net import TrustNet
 from fl_core import Federation
 from fl_core.aggregation import TrustWeighting
 from fl_core.evaluation import capped_cross_entropy
 from fl_core.registry import check_known
-from optigrad_env.observation import SCORE_SCALE
 from optigrad_env.wrappers import RecordedRound
 
-Progress = Callable[[int], object]
-# Observation, action, next observation, reward, whether the episode ended, infos: of all environments.
-Keep = Callable[[Any, NDArray[np.float32], Any, NDArray[np.float32], NDArray[np.bool_], list[dict[str, Any]]], object]
+__all__ = ["KINDS", "Progress", "Recording", "WarmStart", "mixed_behaviour", "record", "warm_start"]
 
 # What ``--warm-start`` accepts.
 KINDS = ("clone+gradient", "clone", "none")
@@ -93,24 +89,6 @@ def affordable_share(federation: Federation) -> float:
     return min(1.0, _RECORDING_MEMORY / (WarmStart.rounds * round_size), _AFFORDABLE_PIXELS / pixels)
 
 
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """Recorded rounds of one federation's data, stacked.
-
-    Attributes:
-        federation: Owner of the data that the rounds were recorded with: reference half and validation data.
-        rounds: Fields of ``RecordedRound`` with a leading axis of rounds.
-        present: (R, N) bool, which clients took part, where not all do; the others are rejected, with zeros.
-    """
-
-    federation: Federation
-    rounds: RecordedRound
-    present: Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.rounds.corrupted)
-
-
 def warm_start(
     policy: TrustNet,
     envs: VecEnv,
@@ -143,9 +121,9 @@ def warm_start(
     check_known("warm start", [kind], KINDS[:-1])
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     half = settings.rounds // 2
-    recordings = record(envs, federations, half, _mixed_behaviour(envs, rng), progress, keep)
+    recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress, keep)
     cloning_loss = clone(policy, recordings, settings, rng, progress)
-    recordings += record(envs, federations, settings.rounds - half, _policy_behaviour(policy, rng), progress, keep)
+    recordings += record(envs, federations, settings.rounds - half, policy_behaviour(policy, rng), progress, keep)
     figures = {"cloning_loss": cloning_loss, "gap_after_cloning": mean_gap(policy, recordings)}
     if kind == "clone":
         fit_value(policy, recordings, settings, rng, progress)
@@ -158,54 +136,6 @@ def units(settings: WarmStart, kind: str) -> int:
     """What the progress of ``warm_start`` adds up to, for an even number of rounds."""
     last = settings.gradient_steps if kind == "clone+gradient" else settings.value_steps
     return settings.rounds + settings.clone_steps + last
-
-
-Behaviour = Callable[[Any, list[RecordedRound]], NDArray[np.float32]]
-
-
-def record(
-    envs: VecEnv,
-    federations: Sequence[Federation],
-    rounds: int,
-    behaviour: Behaviour,
-    progress: Progress,
-    keep: Keep | None = None,
-) -> list[Recording]:
-    """Plays ``rounds`` rounds in all environments together and keeps them; ``keep`` is given every transition."""
-    kept: list[list[RecordedRound]] = [[] for _ in federations]
-    there: list[Tensor] = []
-    observations = envs.reset()
-    for _ in range(-(-rounds // envs.num_envs)):
-        present = envs.env_method("recorded_round")
-        if isinstance(observations, dict):
-            there.append(torch.from_numpy(observations["mask"]).bool())
-            present = [spread(round_, mask) for round_, mask in zip(present, there[-1], strict=True)]
-        for rows, round_ in zip(kept, present, strict=True):
-            rows.append(round_)
-        actions = behaviour(observations, present)
-        before, (observations, rewards, dones, infos) = observations, envs.step(actions)
-        if keep is not None:
-            keep(before, actions, observations, rewards, dones, infos)
-        progress(envs.num_envs)
-    masks = torch.stack(there, dim=1) if there else [None] * len(kept)
-    return [Recording(f, _stack(rows), mask) for f, rows, mask in zip(federations, kept, masks, strict=True)]
-
-
-def spread(round_: RecordedRound, mask: Tensor) -> RecordedRound:
-    """A round of those who took part as one of N clients, in which the others are rejected and zero.
-
-    Args:
-        round_: Rows are the clients that took part, in order, or all N.
-        mask: (N,) bool, who took part.
-    """
-    fields: dict[str, Tensor] = {}
-    for name in ("observation", "corrupted", "rejected", "updates"):
-        rows = getattr(round_, name)
-        own = rows[mask] if len(rows) == len(mask) else rows
-        fields[name] = rows.new_zeros(len(mask), *rows.shape[1:])
-        fields[name][mask] = own
-    fields["rejected"] |= ~mask
-    return replace(round_, **fields)
 
 
 def clone(
@@ -279,14 +209,23 @@ def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: T
     Returns:
         Gap (B,) in nats, differentiable in the policy, and predicted value (B,).
     """
-    federation, rounds = recording.federation, recording.rounds
     score, value = policy.score_and_value(*_seen(recording, picks))
-    weighting: TrustWeighting = federation.config.weighting
-    weights, root_weight = weighting.weights(torch.sigmoid(score) * ~rounds.rejected[picks])
+    return honest_loss(recording, picks, samples) - trusted_loss(torch.sigmoid(score), recording, picks, samples), value
+
+
+def trusted_loss(trust: Tensor, recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:
+    """Loss (B,) in nats of the models that trust (B, N) leads to in the rounds ``picks``, differentiable in it."""
+    rounds = recording.rounds
+    weighting: TrustWeighting = recording.federation.config.weighting
+    weights, root_weight = weighting.weights(trust * ~rounds.rejected[picks])
     update = torch.einsum("bn,bnp->bp", weights, rounds.updates[picks]) + root_weight[:, None] * rounds.reference[picks]
-    with torch.no_grad():
-        honest = _loss(federation, rounds, picks, rounds.honest[picks], samples)
-    return honest - _loss(federation, rounds, picks, update, samples), value
+    return _loss(recording.federation, rounds, picks, update, samples)
+
+
+@torch.no_grad()
+def honest_loss(recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:
+    """Loss (B,) in nats of the models that the honest mean leads to in the rounds ``picks``."""
+    return _loss(recording.federation, recording.rounds, picks, recording.rounds.honest[picks], samples)
 
 
 @torch.no_grad()
@@ -324,37 +263,3 @@ def _optimise(parameters: Iterable[nn.Parameter], learning_rate: float, steps: i
 
     for _ in range(steps):
         yield step
-
-
-def _mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
-    """Trust that ranges, from round to round, over random, uniform, and more or less informed by the truth."""
-    shape = (envs.num_envs, *envs.action_space.shape)  # type: ignore[misc]
-
-    def act(_: Any, present: list[RecordedRound]) -> NDArray[np.float32]:
-        truth = np.stack([1.0 - 2.0 * round_.corrupted.numpy() for round_ in present])
-        informed = rng.uniform(0, 1, size=(envs.num_envs, 1))
-        noise = rng.uniform(-1, 1, size=shape)
-        return (informed * truth + (1 - informed) * noise).astype(np.float32)
-
-    return act
-
-
-def _policy_behaviour(policy: TrustNet, rng: np.random.Generator) -> Behaviour:
-    """The policy's own trust with a little noise."""
-
-    @torch.no_grad()
-    def act(observations: Any, _: list[RecordedRound]) -> NDArray[np.float32]:
-        seen = (
-            {key: torch.from_numpy(value) for key, value in observations.items()}
-            if isinstance(observations, dict)
-            else torch.from_numpy(observations)
-        )
-        score, _value = policy.score_and_value(*clients_and_mask(seen))
-        action = score.numpy() / SCORE_SCALE + 0.2 * rng.standard_normal(score.shape)
-        return action.clip(-1, 1).astype(np.float32)
-
-    return act
-
-
-def _stack(rounds: list[RecordedRound]) -> RecordedRound:
-    return RecordedRound(*(torch.stack(column) for column in zip(*(vars(r).values() for r in rounds), strict=True)))

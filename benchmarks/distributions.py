@@ -41,8 +41,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Runs all of them and prints each row as it comes."""
-    rows = []
+    """Runs all of them; prints and writes each row as it comes."""
+    rows: list[dict[str, Any]] = []
     for seed in range(arguments.seeds):
         start = _warm_started(seed)
         for warm in (False, True):
@@ -50,12 +50,16 @@ def main(arguments: Arguments) -> None:
                 figures = _run(distribution, arguments.timesteps, seed, start if warm else None)
                 rows.append({"distribution": distribution, "warm_start": warm, "seed": seed, **figures})
                 print(rows[-1], flush=True)
+                _write(arguments.out, rows)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0])
     writer.writeheader()
     writer.writerows(rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out, text.getvalue().encode())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
 
 
 def _warm_started(seed: int) -> dict[str, Any]:

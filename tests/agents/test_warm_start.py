@@ -12,18 +12,17 @@ from sklearn.metrics import roc_auc_score
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
+from agents.recording import policy_behaviour, spread
 from agents.trust_net import TrustNet
 from agents.warm_start import (
     Recording,
     WarmStart,
-    _policy_behaviour,
     clone,
     fit_value,
     gradient,
     mean_gap,
     oracle_gap,
     record,
-    spread,
     units,
     warm_start,
 )
@@ -275,7 +274,7 @@ def test_where_clients_are_missing_the_gap_is_still_the_reward_that_the_environm
     def keep(_: Any, action: np.ndarray, after: Any, reward: np.ndarray, *__: Any) -> None:
         rewards.append(float(reward[0]))
 
-    (recording,) = record(envs, federations, 8, _policy_behaviour(policy, NoNoise()), quiet, keep)  # type: ignore[arg-type]
+    (recording,) = record(envs, federations, 8, policy_behaviour(policy, NoNoise()), quiet, keep)  # type: ignore[arg-type]
     assert recording.present is not None
     assert recording.present.sum(dim=1).tolist() == [5] * 8
     assert (recording.rounds.updates[:, ~InEightPlaces.MASK] == 0).all()
