@@ -95,9 +95,6 @@ class FixedScenarioEvaluation(BaseCallback):
         self.logger.dump(self.num_timesteps)
         self._timesteps.append(self.num_timesteps)
         self._results.append(list(episodes))
-        content = io.BytesIO()
-        np.savez(content, timesteps=np.array(self._timesteps), results=np.array(self._results))
-        write_atomically(self._file, content.getvalue())
         figures = {
             "timesteps": self.num_timesteps,
             "mean_reward": mean,
@@ -106,6 +103,10 @@ class FixedScenarioEvaluation(BaseCallback):
         self._on_evaluation({**figures, "best": mean > best_before})
         if mean > best_before:
             self._on_best(figures)
+        # Last: a run that is killed before this evaluates again, and keeps the policy again.
+        content = io.BytesIO()
+        np.savez(content, timesteps=np.array(self._timesteps), results=np.array(self._results))
+        write_atomically(self._file, content.getvalue())
         return mean
 
     def _play(self, seed: int) -> tuple[float, float]:
