@@ -1,64 +1,64 @@
-"""The registry behind ``--algo``."""
+"""The registry behind ``--algo``: which algorithms there are, with their settings, and why others cannot work."""
 
-from collections.abc import Callable
-from math import log
+import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3 import PPO
+import numpy as np
+import yaml
+from sb3_contrib import TQC, TRPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.distributions import DISTRIBUTIONS
+from agents.off_policy import NO_GAUSSIAN, OffPolicyAttentionPolicy
 from agents.policies import AttentionPolicy
 from fl_core.registry import check_known
 
-AlgorithmFactory = Callable[..., BaseAlgorithm]
+HYPERPARAMS = Path(__file__).parent / "hyperparams"
 
-
-# Measured on train attacks and validation data: larger steps learn from nothing, smaller ones keep what is there.
-_PPO_FROM_SCRATCH: dict[str, Any] = {
-    "learning_rate": 5e-4,
-    "clip_range": 0.2,
-    "n_epochs": 8,
-    "policy_kwargs": {"log_std_init": log(0.3)},
-}
-_PPO_AFTER_WARM_START: dict[str, Any] = {
-    "learning_rate": 1e-4,
-    "clip_range": 0.1,
-    "n_epochs": 4,
-    "policy_kwargs": {"log_std_init": log(0.15)},
+_ALGORITHMS: dict[str, type[BaseAlgorithm]] = {
+    "ppo": PPO,
+    "a2c": A2C,
+    "trpo": TRPO,
+    "sac": SAC,
+    "td3": TD3,
+    "tqc": TQC,
 }
 
+_DISCRETE = "it chooses among a few discrete actions, and trust is a number for every client"
+_IMPOSSIBLE = {
+    "dqn": _DISCRETE,
+    "qrdqn": _DISCRETE,
+    "ppo_mask": f"{_DISCRETE}; clients that are not there are masked in the observation",
+    "ppo_lstm": "its memory belongs to a place in the observation, and a client's place and the number of clients "
+    "change; give the past to the observation instead",
+    "recurrent_ppo": "its memory belongs to a place in the observation, and a client's place and the number of clients "
+    "change; give the past to the observation instead",
+    "her": "it relabels goals, and there are none here",
+}
 
-# Steps of a rollout over all environments, and about as many samples in a minibatch.
-_ROLLOUT, _MINIBATCH = 512, 128
+# Of rl_zoo3's form, not of the algorithm's constructor.
+_ZOO_ONLY = ("n_timesteps", "n_envs", "policy", "noise_type", "noise_std")
 
 
-def _ppo(env: VecEnv, *, seed: int, timesteps: int, warm_started: bool, tensorboard: Path | None) -> PPO:
-    """PPO (Schulman et al. 2017, arXiv 1707.06347) for a reward without carry-over.
+@dataclass(frozen=True)
+class Hyperparams:
+    """Settings of an algorithm out of a file in rl_zoo3's form.
 
-    The oracle gap of a round says all there is to say about its action, so the discount is 0.
+    Attributes:
+        n_envs: Environments that ``n_steps`` is meant for.
+        noise_std: Scale of a normal action noise; 0 for none.
+        constructor: Arguments of the algorithm's constructor.
     """
-    # A run shorter than a rollout is one rollout; minibatches are of one size, which Stable-Baselines3 asks for.
-    steps = max(min(_ROLLOUT, timesteps) // env.num_envs, 8)
-    minibatches = max(steps * env.num_envs // _MINIBATCH, 1)
-    steps -= steps % minibatches
-    return PPO(
-        AttentionPolicy,
-        env,
-        gamma=0.0,
-        gae_lambda=1.0,
-        n_steps=steps,
-        batch_size=steps * env.num_envs // minibatches,
-        seed=seed,
-        device="cpu",
-        tensorboard_log=str(tensorboard) if tensorboard else None,
-        **(_PPO_AFTER_WARM_START if warm_started else _PPO_FROM_SCRATCH),
-    )
 
-
-_ALGORITHMS: dict[str, AlgorithmFactory] = {"ppo": _ppo}
-_CLASSES: dict[str, type[BaseAlgorithm]] = {"ppo": PPO}
+    n_envs: int
+    noise_std: float
+    constructor: dict[str, Any]
 
 
 def algorithm_names() -> list[str]:
@@ -66,33 +66,124 @@ def algorithm_names() -> list[str]:
     return list(_ALGORITHMS)
 
 
+def check_algorithm(name: str) -> None:
+    """Raises a ValueError for a name that is unknown, or that cannot work here, with the reason."""
+    if name in _IMPOSSIBLE:
+        raise ValueError(f"algorithm {name!r} cannot work here: {_IMPOSSIBLE[name]}; there are: {_names()}")
+    check_known("algorithm", [name], _ALGORITHMS)
+
+
+def check_distribution(name: str, distribution: str | None) -> None:
+    """Raises a ValueError for a distribution that is unknown, or does not go with an algorithm, with the reason."""
+    if distribution is None:
+        return
+    check_known("distribution", [distribution], DISTRIBUTIONS)
+    if name == "td3":
+        raise ValueError(f"distribution {distribution!r} cannot work with td3: its actor is deterministic")
+    if distribution == "gaussian" and issubclass(_ALGORITHMS[name], OffPolicyAlgorithm):
+        raise ValueError(f"distribution {distribution!r} cannot work with {name}: {NO_GAUSSIAN}")
+
+
+def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path | None = None) -> Hyperparams:
+    """An algorithm's settings for an environment.
+
+    Args:
+        name: One of ``algorithm_names()``.
+        env_id: An entry with this name comes before the ones for all environments.
+        warm_started: Take the entry for a policy that only has to be refined, if the file has one.
+        file: Instead of the package's own.
+
+    Raises:
+        ValueError: Unknown algorithm, or a file that cannot be read or has no fitting entry.
+    """
+    check_algorithm(name)
+    path = file or HYPERPARAMS / f"{name}.yml"
+    try:
+        entries = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"cannot read hyperparameters from {path}: {error}") from error
+    wanted = ["after_warm_start"] * warm_started + [env_id, "default"]
+    found = [entries[key] for key in wanted if isinstance(entries, dict) and isinstance(entries.get(key), dict)]
+    if not found:
+        raise ValueError(f"{path} has no entry {' or '.join(map(repr, wanted))} with settings")
+    entry = dict(found[0])
+    if entry.get("noise_type", "normal") != "normal":
+        raise ValueError(f"{path}: noise_type must be 'normal', got {entry['noise_type']!r}")
+    return Hyperparams(
+        n_envs=int(entry.get("n_envs", 1)),
+        noise_std=float(entry.get("noise_std", 0)),
+        constructor={key: value for key, value in entry.items() if key not in _ZOO_ONLY},
+    )
+
+
 def make_algorithm(
     name: str,
     env: VecEnv,
     *,
     seed: int,
-    timesteps: int = _ROLLOUT,
+    timesteps: int = 512,
     warm_started: bool = False,
-    tensorboard: Path | None = None,
+    distribution: str | None = None,
+    env_id: str = "default",
+    hyperparams: Path | None = None,
 ) -> Any:
-    """Builds an algorithm with its defaults for this environment.
+    """Builds an algorithm around the attention network.
 
     Args:
         name: One of ``algorithm_names()``.
         env: Training environments.
         seed: Seed of the algorithm.
-        timesteps: Length of the run.
+        timesteps: Length of the run: a rollout is no longer.
         warm_started: The policy will be warm-started, so that the algorithm refines it.
-        tensorboard: Directory for its curves.
+        distribution: Of the actions; by default what the settings say.
+        env_id: Environment to look up in the settings.
+        hyperparams: File of settings, in rl_zoo3's form; by default the package's own.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: Unknown name, one that cannot work, settings that the algorithm does not take, or a distribution
+            that does not go with it.
     """
-    check_known("algorithm", [name], _ALGORITHMS)
-    return _ALGORITHMS[name](env, seed=seed, timesteps=timesteps, warm_started=warm_started, tensorboard=tensorboard)
+    settings = read_hyperparams(name, env_id, warm_started=warm_started, file=hyperparams)
+    algorithm, kwargs = _ALGORITHMS[name], dict(settings.constructor)
+    policy_kwargs = dict(kwargs.pop("policy_kwargs", None) or {})
+    check_distribution(name, distribution)
+    if distribution is not None:
+        policy_kwargs["distribution"] = distribution
+    if settings.noise_std:
+        clients = env.action_space.shape or ()
+        kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), np.full(clients, settings.noise_std))
+    if "n_steps" in kwargs:
+        kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
+    policy = AttentionPolicy if "n_steps" in kwargs else OffPolicyAttentionPolicy
+    try:
+        return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"{hyperparams or HYPERPARAMS / f'{name}.yml'} does not fit {name}: {error}") from error
 
 
-def load_algorithm(name: str, path: Path, env: VecEnv) -> Any:
-    """Loads a ``model.zip`` of this machine's own run. It is pickled code: never load one that somebody sent you."""
-    check_known("algorithm", [name], _CLASSES)
-    return _CLASSES[name].load(path, env=env, device="cpu")
+def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int) -> dict[str, int]:
+    """Steps an environment, so that a rollout over all of them is as long as the settings mean, or as the run."""
+    steps = max(min(kwargs["n_steps"] * meant_for, timesteps) // envs, min(8, kwargs["n_steps"]))
+    if "batch_size" not in kwargs:
+        return {"n_steps": steps}
+    # Minibatches are of one size, which Stable-Baselines3 asks for.
+    minibatches = max(steps * envs // kwargs["batch_size"], 1)
+    steps -= steps % minibatches
+    return {"n_steps": steps, "batch_size": steps * envs // minibatches}
+
+
+def load_algorithm(name: str, path: Path | io.BytesIO, env: VecEnv | None = None, *, keep_episode: bool = False) -> Any:
+    """Loads a ``model.zip`` of this machine's own run. It is pickled code: never load one that somebody sent you.
+
+    Args:
+        name: The algorithm.
+        path: The file, or its content.
+        env: Environments to go on with.
+        keep_episode: The environments are in the state in which the model left them: do not reset them.
+    """
+    check_algorithm(name)
+    return _ALGORITHMS[name].load(path, env=env, device="cpu", force_reset=not keep_episode)
+
+
+def _names() -> str:
+    return ", ".join(_ALGORITHMS)

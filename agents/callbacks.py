@@ -1,8 +1,8 @@
-"""What happens besides learning: evaluation on fixed scenarios, checkpoints, curves. One concern a callback."""
+"""What happens besides learning: evaluation on fixed scenarios, saving, curves. One concern a callback."""
 
 import io
-from collections import defaultdict
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,12 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
+from tqdm import tqdm
 
+from agents.checkpoint import CHECKPOINT, take
 from fl_core.files import write_atomically
+
+Figures = Mapping[str, Any]
 
 
 class FixedScenarioEvaluation(BaseCallback):
@@ -25,26 +29,48 @@ class FixedScenarioEvaluation(BaseCallback):
         every: Time steps between evaluations.
         episodes: Number of episodes.
         file: ``evaluations.npz``: time steps, and the mean reward of every episode at each.
-        on_best: Called after an evaluation that was the best so far.
+        on_best: Called after an evaluation that was the best so far, with its figures.
+        on_evaluation: Called after every evaluation, with its figures.
+        resumed_at: Time steps that a resumed run has behind it: evaluations after these are forgotten, they will come
+            again. ``None`` for a run from the start.
     """
 
     SEED = 1_000_000
 
     def __init__(
-        self, env: gym.Env[Any, Any], *, every: int, episodes: int, file: Path, on_best: Callable[[], None]
+        self,
+        env: gym.Env[Any, Any],
+        *,
+        every: int,
+        episodes: int,
+        file: Path,
+        on_best: Callable[[Figures], None],
+        on_evaluation: Callable[[Figures], None] = lambda _: None,
+        resumed_at: int | None = None,
     ) -> None:
         super().__init__()
-        self._env, self._every, self._episodes, self._file, self._on_best = env, every, episodes, file, on_best
+        self._env, self._every, self._episodes, self._file = env, every, episodes, file
+        self._on_best, self._on_evaluation = on_best, on_evaluation
         self._timesteps: list[int] = []
         self._results: list[list[float]] = []
-        self.best = float("-inf")
-        if file.exists():  # resumed
+        if resumed_at is not None and file.exists():
             with np.load(file) as known:
-                self._timesteps, self._results = known["timesteps"].tolist(), known["results"].tolist()
-            self.best = max(map(float, np.mean(self._results, axis=1)))
+                behind = int((known["timesteps"] <= resumed_at).sum())
+                self._timesteps = known["timesteps"][:behind].tolist()
+                self._results = known["results"][:behind].tolist()
+
+    @property
+    def means(self) -> list[float]:
+        """Mean reward of a round at every evaluation so far."""
+        return [float(np.mean(episodes)) for episodes in self._results]
+
+    @property
+    def best(self) -> float:
+        """The highest mean reward so far."""
+        return max(self.means, default=float("-inf"))
 
     def _on_training_start(self) -> None:
-        if self.num_timesteps not in self._timesteps:
+        if not self._timesteps:
             self.evaluate()
 
     def _on_rollout_start(self) -> None:
@@ -63,18 +89,24 @@ class FixedScenarioEvaluation(BaseCallback):
     def evaluate(self) -> float:
         """Plays the episodes, logs, and returns the mean reward of a round."""
         episodes, accuracy = zip(*(self._play(self.SEED + i) for i in range(self._episodes)), strict=True)
-        mean = float(np.mean(episodes))
+        mean, best_before = float(np.mean(episodes)), self.best
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/validation_accuracy", float(np.mean(accuracy)))
         self.logger.dump(self.num_timesteps)
         self._timesteps.append(self.num_timesteps)
         self._results.append(list(episodes))
+        figures = {
+            "timesteps": self.num_timesteps,
+            "mean_reward": mean,
+            "validation_accuracy": float(np.mean(accuracy)),
+        }
+        self._on_evaluation({**figures, "best": mean > best_before})
+        if mean > best_before:
+            self._on_best(figures)
+        # Last: a run that is killed before this evaluates again, and keeps the policy again.
         content = io.BytesIO()
         np.savez(content, timesteps=np.array(self._timesteps), results=np.array(self._results))
         write_atomically(self._file, content.getvalue())
-        if mean > self.best:
-            self.best = mean
-            self._on_best()
         return mean
 
     def _play(self, seed: int) -> tuple[float, float]:
@@ -88,48 +120,123 @@ class FixedScenarioEvaluation(BaseCallback):
         return float(np.mean(rewards)), float(info["validation_accuracy"])
 
 
-class Checkpoint(BaseCallback):
-    """Saves the model every so many time steps, under a temporary name first.
+class Saving(BaseCallback):
+    """Saves between rollouts: what a resumed run needs, often, and the model for later, less often.
+
+    Between rollouts the environments wait and the last update is done; in the middle of one, what has been played and
+    not learned from would be lost.
 
     Args:
-        directory: The run directory: ``model.zip`` is the latest, ``checkpoints/`` keeps them all.
-        every: Time steps between checkpoints.
+        directory: The run directory.
+        every: Time steps between checkpoints (``checkpoint.pkl``, only the last is kept).
+        keep_every: Time steps between models (``checkpoints/model_*.zip``, all are kept, and ``model.zip``).
+        seconds: Wall-clock time that a resumed run has behind it.
     """
 
-    def __init__(self, directory: Path, *, every: int) -> None:
+    def __init__(self, directory: Path, *, every: int, keep_every: int, seconds: float = 0.0) -> None:
         super().__init__()
-        self._directory, self._every = directory, every
+        self._directory, self._every, self._keep_every = directory, every, keep_every
+        self._began = time.monotonic() - seconds
+        self._saved: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the run so far, that before it was resumed included."""
+        return time.monotonic() - self._began
 
     def _on_training_start(self) -> None:
-        self._last = self.num_timesteps
+        self._kept = self.num_timesteps
+
+    def _on_rollout_start(self) -> None:
+        if self._saved is None or self.num_timesteps - self._saved >= self._every:
+            self._save()
+        # By multiples, which a resumed run passes where a whole one does.
+        if self.num_timesteps // self._keep_every > self._kept // self._keep_every:
+            self._keep()
 
     def _on_step(self) -> bool:
-        if self.num_timesteps - self._last >= self._every:
-            self._last = self.num_timesteps
-            save_model(self.model, self._directory / "checkpoints" / f"model_{self.num_timesteps}.zip")
-            save_model(self.model, self._directory / "model.zip")
         return True
 
+    def _on_training_end(self) -> None:
+        if self._saved != self.num_timesteps:
+            self._save()
+        if self._kept != self.num_timesteps:
+            self._keep()
 
-class RewardTerms(BaseCallback):
-    """Logs the mean of every reward term, and the honest clients' share of the clients' weight, over a rollout."""
+    def _save(self) -> None:
+        self._saved = self.num_timesteps
+        take(self.model, self.seconds).save(self._directory / CHECKPOINT)
+
+    def _keep(self) -> None:
+        self._kept = self.num_timesteps
+        save_model(self.model, self._directory / "checkpoints" / f"model_{self.num_timesteps}.zip")
+        save_model(self.model, self._directory / "model.zip")
+
+
+class RoundCurves(BaseCallback):
+    """Logs means over the rounds since the last line of the log.
+
+    Every reward term; of the trust, the honest clients' share of the clients' weight, and the AUROC with which it tells
+    malicious from honest clients; each attack's regret to the honest mean, in nats a round; rounds a second.
+    """
 
     def _on_training_start(self) -> None:
-        self._values: dict[str, list[float]] = defaultdict(list)
+        self._since, self._steps = time.monotonic(), self.num_timesteps
 
     def _on_step(self) -> bool:
         for info in self.locals["infos"]:
-            for name, value in info["reward_terms"].items():
-                self._values[f"reward_terms/{name}"].append(value)
-            weights, malicious = info["weights"], info["malicious"]
-            if malicious.any() and weights.sum() > 0:
-                self._values["trust/honest_weight_share"].append(float(weights[~malicious].sum() / weights.sum()))
+            for name, value in curves_of(info).items():
+                self.logger.record_mean(name, value)
         return True
 
     def _on_rollout_end(self) -> None:
-        for name, values in self._values.items():
-            self.logger.record(name, float(np.mean(values)))
-        self._values.clear()
+        now = time.monotonic()
+        self.logger.record_mean("time/steps_per_second", (self.num_timesteps - self._steps) / (now - self._since))
+        self._since, self._steps = now, self.num_timesteps
+
+
+def curves_of(info: Mapping[str, Any]) -> dict[str, float]:
+    """What one round's info says of the policy, by the names of the curves."""
+    curves = {f"reward_terms/{name}": value for name, value in info["reward_terms"].items()}
+    curves[f"regret/{info['attack']}"] = -info["reward_terms"]["oracle_gap"]
+    weights, malicious = info["weights"], info["malicious"]
+    if malicious.any() and weights.sum() > 0:
+        curves["trust/honest_weight_share"] = float(weights[~malicious].sum() / weights.sum())
+    if info["attacking"] and malicious.any() and not malicious.all():
+        above = weights[~malicious][:, None] - weights[malicious]
+        curves["trust/detection_auroc"] = float((above > 0).mean() + 0.5 * (above == 0).mean())
+    return curves
+
+
+class ProgressBar(BaseCallback):
+    """A bar over the time steps, with the time that is left.
+
+    Args:
+        description: Its name.
+        shown: ``False`` for none; otherwise it is shown on a terminal, and not in a file.
+    """
+
+    def __init__(self, description: str, *, shown: bool) -> None:
+        super().__init__()
+        self._description, self._shown = description, shown
+
+    def _on_training_start(self) -> None:
+        self._done = self.num_timesteps
+        self._bar = tqdm(
+            total=self.model._total_timesteps,
+            initial=self._done,
+            desc=self._description,
+            unit="round",
+            disable=None if self._shown else True,
+        )
+
+    def _on_step(self) -> bool:
+        self._bar.update(self.num_timesteps - self._done)
+        self._done = self.num_timesteps
+        return True
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:

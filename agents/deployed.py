@@ -1,7 +1,8 @@
 """Policies as files, and as aggregation rules.
 
 A policy is two files: ``policy.safetensors`` (weights, no code) and ``policy.json`` (architecture, the layout of the
-features it was trained on, and where it comes from).
+features it was trained on, how its trust becomes an update, and where it comes from). ``card.md`` says the same to
+people.
 """
 
 import json
@@ -15,12 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from agents.model_card import model_card
 from agents.trust_net import Architecture, TrustNet
 from fl_core.aggregation import ServerView, TrustRule, TrustWeighting
 from fl_core.files import write_atomically, write_json
 from fl_core.fingerprint import FEATURES
 
-WEIGHTS, CARD = "policy.safetensors", "policy.json"
+WEIGHTS, CARD, MODEL_CARD = "policy.safetensors", "policy.json", "card.md"
+PRETRAINED = Path(__file__).parent / "pretrained"
 FORMAT_VERSION = 1
 
 
@@ -28,13 +31,19 @@ class PolicyFileError(ValueError):
     """A policy file that is missing, damaged, or made for another layout of features."""
 
 
-def save_policy(policy: TrustNet, directory: Path | str, provenance: Mapping[str, Any] | None = None) -> Path:
-    """Writes the two files; each is written under a temporary name first, so a crash never leaves half a file.
+def save_policy(
+    policy: TrustNet,
+    directory: Path | str,
+    provenance: Mapping[str, Any] | None = None,
+    weighting: TrustWeighting | None = None,
+) -> Path:
+    """Writes weights, JSON and a model card; each under a temporary name first, so a crash never leaves half a file.
 
     Args:
         policy: The network.
         directory: Where to; made if it is not there.
         provenance: Anything that says where the policy comes from (training command, attacks seen), for the card.
+        weighting: How its trust became an update in training; by default what it was loaded with, or the usual one.
 
     Returns:
         The directory.
@@ -45,35 +54,49 @@ def save_policy(policy: TrustNet, directory: Path | str, provenance: Mapping[str
         "format_version": FORMAT_VERSION,
         "features": list(FEATURES),
         "architecture": asdict(policy.architecture),
+        "weighting": asdict(weighting or weighting_of(policy)),
         "provenance": dict(provenance or {}),
     }
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
     write_atomically(directory / WEIGHTS, save(weights))
     write_json(directory / CARD, card)
+    write_atomically(directory / MODEL_CARD, model_card(card).encode())
     return directory
 
 
-def load_policy(path: Path | str) -> TrustNet:
+def load_policy(path: Path | str, *, trusted: bool = False) -> TrustNet:
     """Loads a policy, frozen and in evaluation mode.
 
     Args:
-        path: A run directory, or any other that holds ``policy.safetensors`` and ``policy.json``.
+        path: A run directory or any other that holds ``policy.safetensors`` and ``policy.json``; one of such a pair of
+            files, whatever its name; the name of a policy that ships with the package; or, if trusted, a ``model.zip``.
+        trusted: The ``.zip`` comes from somebody whose code you would run: loading it runs code in it.
 
     Returns:
-        A plain module: fingerprint (N, 6) to trust (N,), for any N.
+        A plain module: fingerprint (N, 6) to trust (N,), for any N. ``TrustAggregator`` finds the weighting of its
+        training in it.
 
     Raises:
-        PolicyFileError: A file is missing or damaged, or the policy was made for another layout of features.
+        PolicyFileError: A file is missing or damaged, the policy was made for another layout of features, there is no
+            shipped policy of this name, or a ``.zip`` that is not trusted.
     """
-    card, weights = read_card(path), Path(path) / WEIGHTS
+    if Path(path).suffix == ".zip":
+        return _load_zip(Path(path), trusted)
+    card, weights = read_card(path), _pair(path)[0]
     try:
         policy = TrustNet(Architecture(**card["architecture"]), features=len(FEATURES))
         policy.load_state_dict(load(weights.read_bytes()))
+        policy.weighting = TrustWeighting(**card.get("weighting", {}))
     except OSError as error:
         raise PolicyFileError(f"cannot read {weights}: {error.strerror}; is {path} a run directory?") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PolicyFileError(f"{weights} is damaged or does not fit {CARD}: {error}") from error
     return policy.eval().requires_grad_(False)
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(path.parent.name for path in PRETRAINED.glob(f"*/{CARD}"))
 
 
 def read_card(path: Path | str) -> dict[str, Any]:
@@ -82,7 +105,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
     Raises:
         PolicyFileError: Missing, damaged, of another format version or layout of features.
     """
-    card_path = Path(path) / CARD
+    card_path = _pair(path)[1]
     try:
         card: dict[str, Any] = json.loads(card_path.read_text())
         version, features = card["format_version"], card["features"]
@@ -97,17 +120,70 @@ def read_card(path: Path | str) -> dict[str, Any]:
     return card
 
 
+def weighting_of(policy: nn.Module) -> TrustWeighting:
+    """The weighting that a policy was trained with, as far as it is known; else the usual one."""
+    weighting = getattr(policy, "weighting", None)
+    return weighting if isinstance(weighting, TrustWeighting) else TrustWeighting()
+
+
+def _pair(path: Path | str) -> tuple[Path, Path]:
+    """Where the weights and the JSON of a policy are."""
+    given = Path(path)
+    if given.suffix in (Path(WEIGHTS).suffix, Path(CARD).suffix) and not given.is_dir():
+        return given.with_suffix(Path(WEIGHTS).suffix), given.with_suffix(Path(CARD).suffix)
+    if not given.exists() and given.name == str(path):
+        if given.name not in shipped_policies():
+            raise PolicyFileError(
+                f"there is no directory {str(path)!r} and no shipped policy of this name; "
+                f"shipped are: {', '.join(shipped_policies()) or 'none'}"
+            )
+        given = PRETRAINED / given.name
+    return given / WEIGHTS, given / CARD
+
+
+def _load_zip(path: Path, trusted: bool) -> TrustNet:
+    if not trusted:
+        raise PolicyFileError(
+            f"{path} is a Stable-Baselines3 file: to load it executes code that is in it. Load the directory with "
+            f"{WEIGHTS} and {CARD} instead, or say trusted=True if you would run its author's programs"
+        )
+    # Here, because a deployed policy needs no Stable-Baselines3.
+    from stable_baselines3.common.save_util import load_from_zip_file  # noqa: PLC0415
+
+    try:
+        data, parameters, _ = load_from_zip_file(path, device="cpu")
+        architecture = (data or {})["policy_kwargs"].get("architecture")
+        state = {
+            name.split("trust_net.", 1)[1]: value
+            for name, value in dict(parameters["policy"]).items()
+            if name.startswith(("trust_net.", "actor.trust_net."))
+        }
+        policy = TrustNet(
+            architecture if isinstance(architecture, Architecture) else Architecture(**architecture or {})
+        )
+        policy.load_state_dict(state)
+    except OSError as error:
+        raise PolicyFileError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # what is in a pickle may fail in any way
+        raise PolicyFileError(f"{path} is damaged or holds no attention policy: {error!r}") from error
+    return policy.eval().requires_grad_(False)
+
+
 @dataclass(frozen=True)
 class TrustAggregator(TrustRule):
     """A policy as an aggregation rule.
 
     Attributes:
         policy: Fingerprint (N, 6) to trust (N,).
-        weighting: How trust becomes an update; what the policy was trained with.
+        weighting: How trust becomes an update; by default what the policy was trained with.
     """
 
     policy: nn.Module
-    weighting: TrustWeighting = field(default_factory=TrustWeighting)
+    weighting: TrustWeighting = field(default=None)  # type: ignore[assignment]  # __post_init__ puts one there
+
+    def __post_init__(self) -> None:
+        given: TrustWeighting | None = self.weighting
+        object.__setattr__(self, "weighting", given or weighting_of(self.policy))
 
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:

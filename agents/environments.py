@@ -9,6 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.resumable import Resumable
 from agents.vec_env import FederationVecEnv, WorkerVecEnv
 from fl_core.registry import check_known
 from optigrad_env import OptiGradEnv
@@ -79,6 +80,8 @@ def available_cores() -> int:
 
 def _share(env_id: str, count: int, kwargs: dict[str, Any]) -> VecEnv:
     """Environments of one process; ``split_seed`` is the first one's, and the others' follow."""
-    envs = gym.make_vec(env_id, count, autoreset_mode=AutoresetMode.SAME_STEP, around=(RoundRecorder,), **kwargs)
+    envs = gym.make_vec(
+        env_id, count, autoreset_mode=AutoresetMode.SAME_STEP, around=(RoundRecorder, Resumable), **kwargs
+    )
     assert isinstance(envs, SyncVectorEnv)
     return FederationVecEnv(envs)

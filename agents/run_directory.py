@@ -10,6 +10,9 @@ from fl_core.files import write_json
 
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
 
+# A run may be made longer; and the command that began it is not the one that resumes it.
+_MAY_CHANGE = ("timesteps", "command")
+
 
 def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
     """Makes the directory and writes ``config.json``, or checks that an old run may be continued.
@@ -26,8 +29,8 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
     if resume:
-        _check_resumable(directory, config)
-        write_json(directory / CONFIG, config)
+        old = _check_resumable(directory, config)
+        write_json(directory / CONFIG, {**config, "command": old.get("command", config.get("command"))})
         return directory
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         if not overwrite:
@@ -40,15 +43,28 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
     return directory
 
 
-def _check_resumable(directory: Path, config: Mapping[str, Any]) -> None:
+def read_config(directory: Path) -> dict[str, Any]:
+    """The settings of the run in a directory.
+
+    Raises:
+        ValueError: There is no run, or its ``config.json`` is damaged.
+    """
     path = directory / CONFIG
-    if not path.is_file() or not (directory / MODEL).is_file():
-        raise ValueError(f"nothing to resume: {directory} does not hold both {CONFIG} and {MODEL}")
+    if not path.is_file():
+        raise ValueError(f"nothing to resume: {directory} does not hold {CONFIG}")
     try:
-        old = json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    changed = [name for name in config if name != "timesteps" and old.get(name) != config[name]]
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: it is no JSON object")
+    return config
+
+
+def _check_resumable(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    old = read_config(directory)
+    changed = [name for name in config if name not in _MAY_CHANGE and old.get(name) != config[name]]
     if changed:
         differences = ", ".join(f"{name} was {old.get(name)!r}, is {config[name]!r}" for name in changed)
         raise ValueError(f"{directory} is a run with other settings ({differences}); only timesteps may change")
+    return old

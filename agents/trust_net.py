@@ -9,6 +9,8 @@ from torch.nn import functional as F
 # Width of a robust z-score's denominator at which it stops magnifying: differences below it are noise.
 _SPREAD_FLOOR = 0.05
 _Z_LIMIT = 5.0
+# Scores lie within ±5: trust from 0.007 to 0.993.
+SCORE_LIMIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,15 @@ class Architecture:
             raise ValueError(f"width, depth and heads must be positive and heads divide width, got {self}")
 
 
-class TrustNet(nn.Module):
-    """Self-attention over clients: (..., N, 6) observations to (..., N) trust, for any N.
+class Trunk(nn.Module):
+    """Self-attention over clients: (..., N, F) observations to (..., N, width) tokens, for any N.
 
-    Each client is a token: its six features, and the same six as robust z-scores within the round (median and MAD over
-    the clients). Pre-norm attention blocks, one score a client, a pooled value head for training. No positional
-    encoding: permuting the clients permutes their trust. No dropout.
+    Each client is a token: its features, and the same as robust z-scores within the round (median and MAD over the
+    clients). Pre-norm attention blocks, no positional encoding, no dropout.
 
     Args:
         architecture: Sizes.
-        features: Number of features of a client.
+        features: F, number of features of a client.
     """
 
     def __init__(self, architecture: Architecture | None = None, features: int = 6) -> None:
@@ -52,29 +53,110 @@ class TrustNet(nn.Module):
             _AttentionBlock(width, self.architecture.heads) for _ in range(self.architecture.depth)
         )
         self.norm = nn.LayerNorm(width)
+
+    def tokens(self, fingerprint: Tensor, mask: Tensor | None = None) -> Tensor:
+        """One token a client, (..., N, width).
+
+        Args:
+            fingerprint: (..., N, F).
+            mask: (..., N) bool, which clients are there; ``None`` if all are. Those who are not have no influence on
+                the tokens of the others.
+
+        Raises:
+            ValueError: The last dimension is not the number of features, or the mask does not fit.
+        """
+        if fingerprint.shape[-1] != self.features:
+            raise ValueError(f"expected {self.features} features in the last dimension, got {tuple(fingerprint.shape)}")
+        if mask is not None and mask.shape != fingerprint.shape[:-1]:
+            raise ValueError(
+                f"mask must have shape {tuple(fingerprint.shape[:-1])}, one value a client; got {tuple(mask.shape)}"
+            )
+        tokens: Tensor = self.embed(torch.cat([fingerprint, _robust_z_scores(fingerprint, mask)], dim=-1))
+        # With nobody there, a softmax over nobody would be NaN, and so would the gradients of the whole batch.
+        seen = None if mask is None else (mask | ~mask.any(dim=-1, keepdim=True))[..., None, None, :]
+        for block in self.blocks:
+            tokens = block(tokens, seen)
+        normed: Tensor = self.norm(tokens)
+        return normed
+
+
+class TrustNet(Trunk):
+    """The policy: (..., N, 6) observations to (..., N) trust, for any N.
+
+    One score a client on the trunk's tokens, and a pooled value head for training. Permuting the clients permutes
+    their trust.
+
+    Args:
+        architecture: Sizes.
+        features: Number of features of a client.
+
+    Attributes:
+        weighting: How its trust became an update in training, if its file says so.
+    """
+
+    weighting: object = None
+
+    def __init__(self, architecture: Architecture | None = None, features: int = 6) -> None:
+        super().__init__(architecture, features)
+        width = self.architecture.width
         self.score_head = nn.Linear(width, 1)
         self.value_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 1))
 
-    def forward(self, fingerprint: Tensor) -> Tensor:
-        """Trust in (0, 1) of every client: (..., N, 6) to (..., N).
+    def forward(self, fingerprint: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Trust in (0, 1) of every client: (..., N, 6) to (..., N); 0 for a client that the mask (..., N) leaves out.
 
         Raises:
-            ValueError: The last dimension is not the number of features.
+            ValueError: The last dimension is not the number of features, or the mask does not fit.
         """
-        return torch.sigmoid(self.score_and_value(fingerprint)[0])
+        trust = torch.sigmoid(self.score_and_value(fingerprint, mask)[0])
+        return trust if mask is None else trust * mask
 
-    def score_and_value(self, fingerprint: Tensor) -> tuple[Tensor, Tensor]:
-        """The pre-sigmoid score of every client (..., N), and the state's value (...,)."""
-        if fingerprint.shape[-1] != self.features:
-            raise ValueError(f"expected {self.features} features in the last dimension, got {tuple(fingerprint.shape)}")
-        tokens = self.embed(torch.cat([fingerprint, _robust_z_scores(fingerprint)], dim=-1))
-        for block in self.blocks:
-            tokens = block(tokens)
-        tokens = self.norm(tokens)
+    def score_and_value(self, fingerprint: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The pre-sigmoid score in [-5, 5] of every client (..., N), and the state's value (...,)."""
+        drive, value = self.drive_and_value(fingerprint, mask)
         # tanh keeps the score inside the action box without a dead zone at its edges.
-        limit = 5.0
-        score = limit * torch.tanh(self.score_head(tokens).squeeze(-1) / limit)
-        return score, self.value_head(tokens.mean(dim=-2)).squeeze(-1)
+        return SCORE_LIMIT * torch.tanh(drive), value
+
+    def drive_and_value(self, fingerprint: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the score is the tanh of, unbounded (..., N), and the state's value (...,); 0 for who is not there."""
+        tokens = self.tokens(fingerprint, mask)
+        drive: Tensor = self.score_head(tokens).squeeze(-1) / SCORE_LIMIT
+        if mask is not None:
+            drive = drive * mask
+        return drive, self.value_head(_mean_over_clients(tokens, mask)).squeeze(-1)
+
+
+class ActionValueNet(Trunk):
+    """The critic of an algorithm that learns from actions: a round and an action a client to what they are worth.
+
+    A network of its own on every pair of token and action, pooled over the clients: permuting clients and actions
+    together changes nothing, and it runs with any number of them.
+
+    Args:
+        architecture: Sizes.
+        features: Number of features of a client.
+        outputs: Numbers that say what an action is worth: 1, or the quantiles of a distribution.
+    """
+
+    def __init__(self, architecture: Architecture | None = None, features: int = 6, outputs: int = 1) -> None:
+        super().__init__(architecture, features)
+        width = self.architecture.width
+        self.pair = nn.Sequential(nn.Linear(width + 1, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+    def forward(self, fingerprint: Tensor, action: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Worth (..., outputs) of actions (..., N) in rounds (..., N, 6); actions of who is not there do not count."""
+        pairs = self.pair(torch.cat([self.tokens(fingerprint, mask), action[..., None]], dim=-1))
+        worth: Tensor = self.head(_mean_over_clients(pairs, mask))
+        return worth
+
+
+def _mean_over_clients(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """(..., N, W) to (..., W), over those who are there; zero if nobody is."""
+    if mask is None:
+        return tokens.mean(dim=-2)
+    present = mask[..., None].to(tokens.dtype)
+    return (tokens * present).sum(dim=-2) / present.sum(dim=-2).clamp(min=1)
 
 
 class _AttentionBlock(nn.Module):
@@ -88,19 +170,27 @@ class _AttentionBlock(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, seen: Tensor | None) -> Tensor:
         query, key, value = (
             part.unflatten(-1, (self.heads, -1)).transpose(-3, -2)
             for part in self.project_in(self.attention_norm(tokens)).chunk(3, dim=-1)
         )
-        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         tokens = tokens + self.project_out(attended.transpose(-3, -2).flatten(-2))
         residual: Tensor = self.feed_forward(tokens)
         return tokens + residual
 
 
-def _robust_z_scores(fingerprint: Tensor) -> Tensor:
+def _robust_z_scores(fingerprint: Tensor, mask: Tensor | None) -> Tensor:
     """(x − median) / (1.4826 · MAD) over the clients, cut at ±5: (..., N, F) to the same shape."""
-    deviation = fingerprint - fingerprint.median(dim=-2, keepdim=True).values
-    spread = 1.4826 * deviation.abs().median(dim=-2, keepdim=True).values
+    deviation = fingerprint - _median(fingerprint, mask)
+    spread = 1.4826 * _median(deviation.abs(), mask)
     return (deviation / (spread + _SPREAD_FLOOR)).clamp(-_Z_LIMIT, _Z_LIMIT)
+
+
+def _median(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Median (..., 1, F) over the clients that are there; of an even number the lower of the middle two."""
+    if mask is None:
+        return values.median(dim=-2, keepdim=True).values
+    present = values.masked_fill(~mask[..., None], torch.nan)
+    return present.nanmedian(dim=-2, keepdim=True).values.nan_to_num()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import CloudpickleWrapper, VecEnv
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
 Infos = list[dict[str, Any]]
 
@@ -50,16 +50,18 @@ class FederationVecEnv(VecEnv):
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, dtype=np.int64)
 
-    def reset(self) -> NDArray[np.float32]:
+    def reset(self) -> VecEnvObs:
         """Begins an episode in every environment, with the seeds and options that were set for this reset."""
         # One by one, because each may have options of its own; a same-step vector environment keeps no state to reset.
-        observations = np.empty((self.num_envs, *(self.observation_space.shape or ())), dtype=np.float32)
+        observations = []
         for i, env in enumerate(self.envs.envs):
-            observations[i], self.reset_infos[i] = env.reset(seed=self._seeds[i], options=self._options[i] or None)
+            observation, self.reset_infos[i] = env.reset(seed=self._seeds[i], options=self._options[i] or None)
+            observations.append(observation)
         self._returns[:], self._lengths[:] = 0, 0
         self._reset_seeds()
         self._reset_options()
-        return observations
+        joined: VecEnvObs = _joined(observations, np.stack)
+        return joined
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Keeps the actions for ``step_wait``."""
@@ -90,6 +92,18 @@ class FederationVecEnv(VecEnv):
         }
         self._returns[i], self._lengths[i] = 0, 0
         return {**final, "terminal_observation": terminal_observation, "episode": episode}
+
+    def saved_states(self) -> list[Any]:
+        """Every environment in the middle of its episode; they must be wrapped in ``Resumable``."""
+        return list(zip(self.env_method("saved_state"), self._returns.tolist(), self._lengths.tolist(), strict=True))
+
+    def load_saved_states(self, states: Sequence[Any]) -> None:
+        """Continues where ``saved_states`` was called; seeds and options that were set for a reset are forgotten."""
+        for i, (state, returned, length) in enumerate(states):
+            self.env_method("load_saved_state", state, indices=i)
+            self._returns[i], self._lengths[i] = returned, length
+        self._reset_seeds()
+        self._reset_options()
 
     def close(self) -> None:
         """Closes every environment."""
@@ -154,14 +168,15 @@ class WorkerVecEnv(VecEnv):
         self._first = np.cumsum([0, *sizes])
         super().__init__(sum(sizes), *described[0][1:])
 
-    def reset(self) -> NDArray[np.float32]:
+    def reset(self) -> VecEnvObs:
         """See ``FederationVecEnv.reset``."""
         shares = [(self._seeds[share], self._options[share]) for share in self._shares()]
         answers = self._ask(range(len(shares)), "reset_as", shares)
         self.reset_infos = [info for _, infos in answers for info in infos]
         self._reset_seeds()
         self._reset_options()
-        return np.concatenate([observations for observations, _ in answers])
+        joined: VecEnvObs = _joined([observations for observations, _ in answers], np.concatenate)
+        return joined
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Sends each worker its actions."""
@@ -174,11 +189,23 @@ class WorkerVecEnv(VecEnv):
         observations, rewards, dones, infos, reset_infos = zip(*answers, strict=True)
         self.reset_infos = [info for share in reset_infos for info in share]
         return (
-            np.concatenate(observations),
+            _joined(observations, np.concatenate),
             np.concatenate(rewards),
             np.concatenate(dones),
             [info for share in infos for info in share],
         )
+
+    def saved_states(self) -> list[Any]:
+        """See ``FederationVecEnv.saved_states``."""
+        workers = range(len(self._remotes))
+        return [state for share in self._ask(workers, "saved_states", [()] * len(workers)) for state in share]
+
+    def load_saved_states(self, states: Sequence[Any]) -> None:
+        """See ``FederationVecEnv.load_saved_states``."""
+        shares = [(states[share],) for share in self._shares()]
+        self._ask(range(len(shares)), "load_saved_states", shares)
+        self._reset_seeds()
+        self._reset_options()
 
     def close(self) -> None:
         """Ends the workers; one in the middle of a step ends when it wants to answer."""
@@ -308,6 +335,13 @@ def _receive(remote: Connection) -> Any:
         return remote.recv()
     except (EOFError, ConnectionResetError):
         raise RuntimeError(_DEAD) from None
+
+
+def _joined(observations: Sequence[Any], join: Callable[[list[Any]], Any]) -> Any:
+    """Observations of several environments as one: arrays, or mappings of arrays key by key."""
+    if isinstance(observations[0], dict):
+        return {key: join([observation[key] for observation in observations]) for key in observations[0]}
+    return join(list(observations))
 
 
 def _info_of(infos: dict[str, Any], i: int) -> dict[str, Any]:

@@ -4,29 +4,34 @@
 2. *Gradient through the aggregation*: the oracle gap is differentiable in the trust, because the validation loss of
    ``w + Σ wᵢ·clip(Δᵢ) + w₀·reference`` backpropagates through the aggregation to the policy. The value head learns the
    gap at the same time, so that reinforcement learning starts with a critic that has seen its reward.
+
+The second stage can be left out; then the value head alone learns the gap of the cloned policy.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil, prod
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
+from agents.recording import Keep, Progress, Recording, mixed_behaviour, policy_behaviour, record
 from agents.trust_net import TrustNet
 from fl_core import Federation
 from fl_core.aggregation import TrustWeighting
 from fl_core.evaluation import capped_cross_entropy
-from optigrad_env.observation import SCORE_SCALE
+from fl_core.registry import check_known
 from optigrad_env.wrappers import RecordedRound
 
-Progress = Callable[[int], object]
+__all__ = ["KINDS", "Progress", "Recording", "WarmStart", "mixed_behaviour", "record", "warm_start"]
+
+# What ``--warm-start`` accepts.
+KINDS = ("clone+gradient", "clone", "none")
 
 
 @dataclass(frozen=True)
@@ -39,18 +44,21 @@ class WarmStart:
         gradient_steps: Adam steps on the oracle gap.
         batch: Rounds in a gradient step; a cloning step takes four times as many.
         samples: Validation samples, drawn anew for each gradient step.
+        value_steps: Adam steps on the value head alone, if the stage with the oracle gap is left out.
         learning_rate: Of Adam; falls to a tenth along a cosine in each stage.
     """
 
     rounds: int = 1200
     clone_steps: int = 300
     gradient_steps: int = 600
+    value_steps: int = 150
     batch: int = 16
     samples: int = 64
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name, least in {"rounds": 2, "clone_steps": 0, "gradient_steps": 0, "batch": 1, "samples": 1}.items():
+        least_of = {"rounds": 2, "clone_steps": 0, "gradient_steps": 0, "value_steps": 0, "batch": 1, "samples": 1}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.learning_rate > 0:
@@ -64,6 +72,7 @@ class WarmStart:
             rounds=round(share * self.rounds),
             clone_steps=ceil(share * self.clone_steps),
             gradient_steps=ceil(share * self.gradient_steps),
+            value_steps=ceil(share * self.value_steps),
         )
 
 
@@ -80,22 +89,6 @@ def affordable_share(federation: Federation) -> float:
     return min(1.0, _RECORDING_MEMORY / (WarmStart.rounds * round_size), _AFFORDABLE_PIXELS / pixels)
 
 
-@dataclass(frozen=True, eq=False)
-class Recording:
-    """Recorded rounds of one federation's data, stacked.
-
-    Attributes:
-        federation: Owner of the data that the rounds were recorded with: reference half and validation data.
-        rounds: Fields of ``RecordedRound`` with a leading axis of rounds.
-    """
-
-    federation: Federation
-    rounds: RecordedRound
-
-    def __len__(self) -> int:
-        return len(self.rounds.corrupted)
-
-
 def warm_start(
     policy: TrustNet,
     envs: VecEnv,
@@ -103,8 +96,11 @@ def warm_start(
     settings: WarmStart,
     seed: int,
     progress: Progress,
+    *,
+    kind: str = "clone+gradient",
+    keep: Keep | None = None,
 ) -> dict[str, float]:
-    """Runs both stages; the policy is trained in place.
+    """Runs the stages; the policy is trained in place.
 
     Args:
         policy: The network.
@@ -113,41 +109,33 @@ def warm_start(
         settings: Lengths of the stages.
         seed: Seed of behaviour and batches.
         progress: Called with the number of units done: rounds and steps alike.
+        kind: ``"clone+gradient"``, or ``"clone"`` for the first stage alone.
+        keep: Is given every transition of the recorded rounds.
 
     Returns:
-        Figures of the stages on the recorded rounds: cloning loss, oracle gap before and after the gradient stage.
+        Figures of the stages on the recorded rounds: cloning loss, oracle gap after each stage.
+
+    Raises:
+        ValueError: Unknown kind.
     """
+    check_known("warm start", [kind], KINDS[:-1])
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     half = settings.rounds // 2
-    recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress)
+    recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress, keep)
     cloning_loss = clone(policy, recordings, settings, rng, progress)
-    recordings += record(envs, federations, settings.rounds - half, _policy_behaviour(policy, rng), progress)
-    before = mean_gap(policy, recordings)
+    recordings += record(envs, federations, settings.rounds - half, policy_behaviour(policy, rng), progress, keep)
+    figures = {"cloning_loss": cloning_loss, "gap_after_cloning": mean_gap(policy, recordings)}
+    if kind == "clone":
+        fit_value(policy, recordings, settings, rng, progress)
+        return figures
     gradient(policy, recordings, settings, rng, progress)
-    return {
-        "cloning_loss": cloning_loss,
-        "gap_after_cloning": before,
-        "gap_after_gradient": mean_gap(policy, recordings),
-    }
+    return {**figures, "gap_after_gradient": mean_gap(policy, recordings)}
 
 
-Behaviour = Callable[[NDArray[np.float32], list[RecordedRound]], NDArray[np.float32]]
-
-
-def record(
-    envs: VecEnv, federations: Sequence[Federation], rounds: int, behaviour: Behaviour, progress: Progress
-) -> list[Recording]:
-    """Plays ``rounds`` rounds in all environments together and keeps them."""
-    kept: list[list[RecordedRound]] = [[] for _ in federations]
-    observations = envs.reset()
-    for _ in range(-(-rounds // envs.num_envs)):
-        present = envs.env_method("recorded_round")
-        for rows, round_ in zip(kept, present, strict=True):
-            rows.append(round_)
-        assert isinstance(observations, np.ndarray)
-        observations = envs.step(behaviour(observations, present))[0]
-        progress(envs.num_envs)
-    return [Recording(f, _stack(rows)) for f, rows in zip(federations, kept, strict=True)]
+def units(settings: WarmStart, kind: str) -> int:
+    """What the progress of ``warm_start`` adds up to, for an even number of rounds."""
+    last = settings.gradient_steps if kind == "clone+gradient" else settings.value_steps
+    return settings.rounds + settings.clone_steps + last
 
 
 def clone(
@@ -156,11 +144,15 @@ def clone(
     """Binary cross-entropy of trust against "is honest"; returns the mean over the last tenth of the steps."""
     observations = torch.cat([recording.rounds.observation for recording in recordings])
     honest = torch.cat([~recording.rounds.corrupted for recording in recordings]).float()
+    masks = [recording.present for recording in recordings]
+    present = None if masks[0] is None else torch.cat(masks)  # type: ignore[arg-type]
     losses = []
-    for step in _optimise(policy, settings.learning_rate, settings.clone_steps):
+    for step in _optimise(policy.parameters(), settings.learning_rate, settings.clone_steps):
         picks = torch.from_numpy(rng.integers(len(observations), size=4 * settings.batch))
-        score, _ = policy.score_and_value(observations[picks])
-        losses.append(step(F.binary_cross_entropy_with_logits(score, honest[picks])))
+        mask = None if present is None else present[picks]
+        score, _ = policy.score_and_value(observations[picks], mask)
+        weight = None if mask is None else mask / mask.float().mean()
+        losses.append(step(F.binary_cross_entropy_with_logits(score, honest[picks], weight)))
         progress(1)
     return float(np.mean(losses[-max(len(losses) // 10, 1) :])) if losses else float("nan")
 
@@ -169,14 +161,40 @@ def gradient(
     policy: TrustNet, recordings: Sequence[Recording], settings: WarmStart, rng: np.random.Generator, progress: Progress
 ) -> None:
     """Follows the gradient of the oracle gap through the aggregation."""
-    for step in _optimise(policy, settings.learning_rate, settings.gradient_steps):
-        recording = recordings[int(rng.integers(len(recordings)))]
-        picks = torch.from_numpy(rng.integers(len(recording), size=settings.batch))
-        validation = recording.federation.splits.validation
-        chosen = rng.choice(len(validation), size=min(settings.samples, len(validation)), replace=False)
-        gap, value = oracle_gap(policy, recording, picks, validation[torch.from_numpy(chosen)])
+    for step in _optimise(policy.parameters(), settings.learning_rate, settings.gradient_steps):
+        gap, value = oracle_gap(policy, *_batch(recordings, settings, rng))
         step(-gap.mean() + 0.5 * F.mse_loss(value, gap.detach()))
         progress(1)
+
+
+def fit_value(
+    policy: TrustNet, recordings: Sequence[Recording], settings: WarmStart, rng: np.random.Generator, progress: Progress
+) -> None:
+    """Fits the value head, and nothing else, to the oracle gap of the policy as it is."""
+    for step in _optimise(policy.value_head.parameters(), settings.learning_rate, settings.value_steps):
+        batch = _batch(recordings, settings, rng)
+        with torch.no_grad():
+            gap, _ = oracle_gap(policy, *batch)
+        recording, picks, _ = batch
+        _, value = policy.score_and_value(*_seen(recording, picks))
+        step(F.mse_loss(value, gap))
+        progress(1)
+
+
+def _batch(
+    recordings: Sequence[Recording], settings: WarmStart, rng: np.random.Generator
+) -> tuple[Recording, Tensor, Tensor]:
+    """A recording, rounds of it (B,), and validation samples (V,)."""
+    recording = recordings[int(rng.integers(len(recordings)))]
+    picks = torch.from_numpy(rng.integers(len(recording), size=settings.batch))
+    validation = recording.federation.splits.validation
+    chosen = rng.choice(len(validation), size=min(settings.samples, len(validation)), replace=False)
+    return recording, picks, validation[torch.from_numpy(chosen)]
+
+
+def _seen(recording: Recording, picks: Tensor) -> tuple[Tensor, Tensor | None]:
+    """What the policy saw in some rounds: observation (B, N, 6), and who took part."""
+    return recording.rounds.observation[picks], None if recording.present is None else recording.present[picks]
 
 
 def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,7 +209,7 @@ def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: T
     Returns:
         Gap (B,) in nats, differentiable in the policy, and predicted value (B,).
     """
-    score, value = policy.score_and_value(recording.rounds.observation[picks])
+    score, value = policy.score_and_value(*_seen(recording, picks))
     return honest_loss(recording, picks, samples) - trusted_loss(torch.sigmoid(score), recording, picks, samples), value
 
 
@@ -229,47 +247,19 @@ def _loss(federation: Federation, rounds: RecordedRound, picks: Tensor, update: 
     return capped_cross_entropy(logits, federation.dataset.labels[samples]).mean(dim=1)
 
 
-def _optimise(policy: TrustNet, learning_rate: float, steps: int) -> Any:
+def _optimise(parameters: Iterable[nn.Parameter], learning_rate: float, steps: int) -> Any:
     """Yields, ``steps`` times, a function that takes one Adam step on a loss and returns its value."""
-    optimizer = torch.optim.Adam(policy.parameters(), lr=learning_rate)
+    parameters = list(parameters)
+    optimizer = torch.optim.Adam(parameters, lr=learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1), eta_min=learning_rate / 10)
 
     def step(loss: Tensor) -> float:
         optimizer.zero_grad()
         loss.backward()
-        clip_grad_norm_(policy.parameters(), 1.0)
+        clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         return float(loss.detach())
 
     for _ in range(steps):
         yield step
-
-
-def mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
-    """Trust that ranges, from round to round, over random, uniform, and more or less informed by the truth."""
-    shape = (envs.num_envs, *envs.action_space.shape)  # type: ignore[misc]
-
-    def act(observations: NDArray[np.float32], present: list[RecordedRound]) -> NDArray[np.float32]:
-        truth = np.stack([1.0 - 2.0 * round_.corrupted.numpy() for round_ in present])
-        informed = rng.uniform(0, 1, size=(envs.num_envs, 1))
-        noise = rng.uniform(-1, 1, size=shape)
-        return (informed * truth + (1 - informed) * noise).astype(np.float32)
-
-    return act
-
-
-def _policy_behaviour(policy: TrustNet, rng: np.random.Generator) -> Behaviour:
-    """The policy's own trust with a little noise."""
-
-    @torch.no_grad()
-    def act(observations: NDArray[np.float32], present: list[RecordedRound]) -> NDArray[np.float32]:
-        score, _ = policy.score_and_value(torch.from_numpy(observations))
-        action = score.numpy() / SCORE_SCALE + 0.2 * rng.standard_normal(score.shape)
-        return action.clip(-1, 1).astype(np.float32)
-
-    return act
-
-
-def _stack(rounds: list[RecordedRound]) -> RecordedRound:
-    return RecordedRound(*(torch.stack(column) for column in zip(*(vars(r).values() for r in rounds), strict=True)))

@@ -11,42 +11,48 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from stable_baselines3 import PPO
 
 import train_agent
-from agents import load_policy
-from agents.callbacks import RewardTerms
+from agents import load_policy, training
+from agents.algorithms import HYPERPARAMS, algorithm_names
+from agents.callbacks import RoundCurves
 from agents.deployed import read_card
 from agents.environments import make_env
-from agents.policies import AttentionPolicy
-from train_agent import Arguments, main
+from agents.settings import TrainingSettings
+from train_agent import main, parse
 
 ROOT = Path(train_agent.__file__).parent
 
 
 @pytest.fixture(autouse=True)
-def short_rollouts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PPO with rollouts of 8 rounds instead of 512, evaluated on episodes of 4 instead of 20."""
+def short_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluation episodes of 4 rounds instead of 20."""
+    monkeypatch.setattr(training, "make_env", partial(make_env, rounds=4))
 
-    def make(name: str, env: Any, *, seed: int, tensorboard: Path, **_: Any) -> PPO:
-        return PPO(
-            AttentionPolicy, env, n_steps=8, batch_size=8, seed=seed, device="cpu", tensorboard_log=str(tensorboard)
-        )
 
-    monkeypatch.setattr(train_agent, "make_algorithm", make)
-    monkeypatch.setattr(train_agent, "make_env", partial(make_env, rounds=4))
+def short_rollouts(name: str, directory: Path) -> Path:
+    """The package's settings of an algorithm, with rollouts of 8 rounds and off-policy learning from the 8th on."""
+    entry = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())["default"]
+    short = {"n_envs": 1, "n_steps": 8, "batch_size": 8, "learning_starts": 8}
+    file = directory / f"{name}.yml"
+    file.write_text(yaml.safe_dump({"default": {**entry, **{k: v for k, v in short.items() if k in entry}}}))
+    return file
 
 
 @pytest.fixture
-def arguments(tmp_path: Path) -> Arguments:
-    return Arguments(
+def arguments(tmp_path: Path) -> TrainingSettings:
+    return TrainingSettings(
+        hyperparams=short_rollouts("ppo", tmp_path),
         timesteps=16,
         n_envs=1,
         num_clients=3,
         run_dir=tmp_path / "runs" / "tiny",
-        warm_start=False,
+        warm_start="none",
         eval_every=8,
         eval_episodes=1,
+        checkpoint_every=8,
         progress=False,
     )
 
@@ -63,24 +69,24 @@ def timesteps(directory: Path) -> list[int]:
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """Ctrl-C in the ``at``-th time step."""
-    on_step = RewardTerms._on_step
+    on_step = RoundCurves._on_step
 
-    def stop(self: RewardTerms) -> bool:
+    def stop(self: RoundCurves) -> bool:
         if self.num_timesteps >= at:
             raise KeyboardInterrupt
         return on_step(self)
 
-    monkeypatch.setattr(RewardTerms, "_on_step", stop)
+    monkeypatch.setattr(RoundCurves, "_on_step", stop)
 
 
 def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(
-    arguments: Arguments, capsys: pytest.CaptureFixture[str]
+    arguments: TrainingSettings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(arguments) == 0
     directory = arguments.run_dir
     names = {path.name for path in directory.iterdir()}
-    files = {"config.json", "model.zip", "policy.safetensors", "policy.json", "evaluations.npz"}
-    assert names == files | {"tensorboard", "checkpoints"}
+    files = {"config.json", "model.zip", "checkpoint.pkl", "policy.safetensors", "policy.json", "evaluations.npz"}
+    assert names == files | {"card.md", "tensorboard", "checkpoints"}
     assert list(directory.glob("tensorboard/*/events.out.tfevents.*"))
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"model_8.zip", "model_16.zip"}
     config = json.loads((directory / "config.json").read_text())
@@ -95,7 +101,7 @@ def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(
     assert load_policy(directory)(torch.zeros(25, 6)).shape == (25,)
 
 
-def test_equal_seeds_train_equal_policies_and_other_seeds_others(arguments: Arguments, tmp_path: Path) -> None:
+def test_equal_seeds_train_equal_policies_and_other_seeds_others(arguments: TrainingSettings, tmp_path: Path) -> None:
     policies = []
     for i, seed in enumerate((0, 0, 1)):
         directory = tmp_path / f"run_{i}"
@@ -106,7 +112,7 @@ def test_equal_seeds_train_equal_policies_and_other_seeds_others(arguments: Argu
     assert not torch.equal(policies[0], policies[2])
 
 
-def test_an_existing_run_is_refused_and_left_alone(arguments: Arguments) -> None:
+def test_an_existing_run_is_refused_and_left_alone(arguments: TrainingSettings) -> None:
     main(arguments)
     before = contents(arguments.run_dir)
     with pytest.raises(ValueError, match=r"exists already.*--resume.*--overwrite"):
@@ -114,7 +120,7 @@ def test_an_existing_run_is_refused_and_left_alone(arguments: Arguments) -> None
     assert contents(arguments.run_dir) == before
 
 
-def test_overwriting_begins_a_new_run(arguments: Arguments) -> None:
+def test_overwriting_begins_a_new_run(arguments: TrainingSettings) -> None:
     main(arguments)
     main(replace(arguments, overwrite=True, timesteps=8, seed=5))
     assert json.loads((arguments.run_dir / "config.json").read_text())["seed"] == 5
@@ -122,14 +128,14 @@ def test_overwriting_begins_a_new_run(arguments: Arguments) -> None:
     assert {path.name for path in (arguments.run_dir / "checkpoints").iterdir()} == {"model_8.zip"}
 
 
-def test_overwriting_never_deletes_what_is_no_run(arguments: Arguments, tmp_path: Path) -> None:
+def test_overwriting_never_deletes_what_is_no_run(arguments: TrainingSettings, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("keep me")
     with pytest.raises(ValueError, match="not a run directory"):
         main(replace(arguments, run_dir=tmp_path, overwrite=True))
     assert (tmp_path / "notes.txt").read_text() == "keep me"
 
 
-def test_resuming_goes_on_to_the_larger_number_of_timesteps(arguments: Arguments) -> None:
+def test_resuming_goes_on_to_the_larger_number_of_timesteps(arguments: TrainingSettings) -> None:
     main(arguments)
     first = timesteps(arguments.run_dir)
     assert main(replace(arguments, resume=True, timesteps=32)) == 0
@@ -141,13 +147,13 @@ def test_resuming_goes_on_to_the_larger_number_of_timesteps(arguments: Arguments
     assert (arguments.run_dir / "checkpoints" / "model_32.zip").exists()
 
 
-def test_after_resuming_the_config_says_how_long_the_run_is(arguments: Arguments) -> None:
+def test_after_resuming_the_config_says_how_long_the_run_is(arguments: TrainingSettings) -> None:
     main(arguments)
     main(replace(arguments, resume=True, timesteps=32))
     assert json.loads((arguments.run_dir / "config.json").read_text())["timesteps"] == 32
 
 
-def test_resuming_a_finished_run_changes_nothing(arguments: Arguments) -> None:
+def test_resuming_a_finished_run_changes_nothing(arguments: TrainingSettings) -> None:
     main(arguments)
     before = load_policy(arguments.run_dir).state_dict()
     main(replace(arguments, resume=True))
@@ -155,7 +161,7 @@ def test_resuming_a_finished_run_changes_nothing(arguments: Arguments) -> None:
     assert all(torch.equal(value, before[name]) for name, value in load_policy(arguments.run_dir).state_dict().items())
 
 
-def test_resuming_with_other_settings_is_refused_naming_them(arguments: Arguments) -> None:
+def test_resuming_with_other_settings_is_refused_naming_them(arguments: TrainingSettings) -> None:
     main(arguments)
     before = contents(arguments.run_dir)
     with pytest.raises(ValueError, match=r"num_clients was 3, is 4, seed was 0, is 9"):
@@ -163,14 +169,14 @@ def test_resuming_with_other_settings_is_refused_naming_them(arguments: Argument
     assert contents(arguments.run_dir) == before
 
 
-def test_resuming_nothing_is_refused(arguments: Arguments) -> None:
+def test_resuming_nothing_is_refused(arguments: TrainingSettings) -> None:
     with pytest.raises(ValueError, match="nothing to resume"):
         main(replace(arguments, resume=True))
     assert not arguments.run_dir.exists()
 
 
 def test_ctrl_c_saves_the_model_says_where_and_the_run_can_go_on(
-    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: TrainingSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch:
         interrupt(patch, at=11)
@@ -186,49 +192,121 @@ def test_ctrl_c_saves_the_model_says_where_and_the_run_can_go_on(
 
 
 def test_a_warm_start_that_was_interrupted_is_done_when_the_run_is_resumed(
-    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+    arguments: TrainingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = replace(arguments, warm_start=True)
+    arguments = replace(arguments, warm_start="clone+gradient")
     calls: list[str] = []
 
     def stopped(*_: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_agent, "_warm_start", stopped)
+        patch.setattr(training, "_warm_start", stopped)
         assert main(arguments) == 130
-    monkeypatch.setattr(train_agent, "_warm_start", lambda *_: calls.append("warm start"))
+    monkeypatch.setattr(training, "_warm_start", lambda *_: calls.append("warm start"))
     assert main(replace(arguments, resume=True)) == 0
     assert calls == ["warm start"]
     assert main(replace(arguments, resume=True, timesteps=24)) == 0
     assert calls == ["warm start"]
 
 
-def test_the_warm_start_is_on_unless_switched_off_and_trains_the_models_own_network(
-    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("kind", ["clone+gradient", "clone"])
+def test_the_warm_start_trains_the_models_own_network_on_data_like_its_environments(
+    kind: Any, arguments: TrainingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
 
-    def short(policy: Any, envs: Any, federations: Any, *_: Any) -> dict[str, float]:
-        seen.append(policy)
+    def short(policy: Any, envs: Any, federations: Any, *_: Any, **options: Any) -> dict[str, float]:
+        seen.append((policy, options["kind"]))
         assert [federation.config.num_clients for federation in federations] == [3]
         assert [federation.config for federation in federations] == [
             env.config for env in envs.env_method("get_wrapper_attr", "federation")
         ]
         return {"cloning_loss": 0.5}
 
-    monkeypatch.setattr(train_agent, "warm_start", short)
+    monkeypatch.setattr(training, "warm_start", short)
     main(arguments)
     assert seen == []
-    main(replace(arguments, warm_start=True, overwrite=True))
-    assert len(seen) == 1
-    assert type(seen[0]).__name__ == "TrustNet"
+    main(replace(arguments, warm_start=kind, overwrite=True))
+    assert [(type(policy).__name__, found) for policy, found in seen] == [("TrustNet", kind)]
+
+
+def test_unless_switched_off_there_is_a_whole_warm_start() -> None:
+    assert TrainingSettings().warm_start == "clone+gradient"
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_every_algorithm_runs_warm_started_and_its_policy_deploys_the_same_way(
+    name: str, arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
+    monkeypatch.setattr(training, "WarmStart", lambda: lengths)
+    monkeypatch.setattr(training, "affordable_share", lambda _: 1.0)
+    settings = replace(arguments, algo=name, hyperparams=short_rollouts(name, tmp_path), warm_start="clone+gradient")
+    assert main(settings) == 0
+    policy = load_policy(arguments.run_dir)
+    assert policy(torch.zeros(25, 6)).shape == (25,)
+    assert read_card(arguments.run_dir)["provenance"]["algorithm"] == name
+    assert timesteps(arguments.run_dir)[-1] == 16
+
+
+def test_a_resumed_run_needs_none_of_its_settings_said_again(
+    arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    main(arguments)
+    again = parse(["--resume", "--run-dir", str(arguments.run_dir), "--timesteps", "24", "--no-progress"])
+    assert again == replace(arguments, resume=True, timesteps=24)
+    assert main(again) == 0
+    assert PPO.load(arguments.run_dir / "model.zip", device="cpu").num_timesteps == 24
+
+
+def test_a_flag_that_contradicts_the_run_is_refused_naming_it(arguments: TrainingSettings) -> None:
+    main(arguments)
+    command = ["--resume", "--run-dir", str(arguments.run_dir), "--seed", "3", "--algo", "a2c", "--no-progress"]
+    with pytest.raises(ValueError, match=r"algo was 'ppo', is 'a2c', seed was 0, is 3"):
+        main(parse(command))
+
+
+def test_a_quiet_run_prints_nothing(arguments: TrainingSettings, capfd: pytest.CaptureFixture[str]) -> None:
+    main(replace(arguments, quiet=True))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_run_for_batch_systems_prints_an_object_a_line_curves_among_them(
+    arguments: TrainingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(replace(arguments, log_format="json"))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[0] == "start"
+    assert kinds[-1] == "summary"
+    assert kinds.count("evaluation") == len(timesteps(arguments.run_dir))
+    curves = {name for event in events if event["event"] == "curves" for name in event}
+    assert {"reward_terms/oracle_gap", "eval/mean_reward", "time/steps_per_second"} <= curves
+    assert any(name.startswith("regret/") for name in curves)
+    assert events[-1]["timesteps"] == 16
+    assert events[-1]["best_reward"] == max(e["mean_reward"] for e in events if e["event"] == "evaluation")
+
+
+def test_the_summary_says_what_was_reached_and_what_to_do_next(
+    arguments: TrainingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments)
+    printed = capsys.readouterr().out
+    with np.load(arguments.run_dir / "evaluations.npz") as kept:
+        best = kept["results"].mean(axis=1).max()
+    assert f"best {best:+.4f}" in printed
+    assert f"python evaluate.py --policies {arguments.run_dir}" in printed
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"algo": "nope"}, r"'nope'; there are: ppo"),
+        ({"algo": "nope"}, r"'nope'; there are: ppo, a2c"),
+        ({"algo": "dqn"}, "'dqn' cannot work here"),
+        ({"distribution": "cauchy"}, "'cauchy'; there are: squashed"),
+        ({"hyperparams": Path("nowhere.yml")}, "nowhere.yml"),
+        ({"warm_start": "maybe"}, "'maybe'; there are: clone\\+gradient"),
         ({"env_id": "OptiGrad/Nope-v0"}, r"'OptiGrad/Nope-v0'; there are: .*OptiGrad/Digits-v0"),
         ({"env_id": "CartPole-v1"}, r"OptiGrad/Digits-v0"),
         ({"env_id": "no id"}, r"OptiGrad/Digits-v0"),
@@ -242,7 +320,7 @@ def test_the_warm_start_is_on_unless_switched_off_and_trains_the_models_own_netw
     ],
 )
 def test_a_run_that_cannot_work_is_refused_before_anything_is_written_or_deleted(
-    arguments: Arguments, changes: dict[str, Any], message: str
+    arguments: TrainingSettings, changes: dict[str, Any], message: str
 ) -> None:
     arguments.run_dir.mkdir(parents=True)
     (arguments.run_dir / "config.json").write_text("{}")
@@ -257,6 +335,8 @@ def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
     command = [sys.executable, "train_agent.py", "--algo", "nope", "--run-dir", str(tmp_path / "run")]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
     assert answer.returncode == 1
-    assert answer.stderr.strip().splitlines() == ["train_agent: unknown algorithm 'nope'; there are: ppo"]
+    assert answer.stderr.strip().splitlines() == [
+        "train_agent: unknown algorithm 'nope'; there are: ppo, a2c, trpo, sac, td3, tqc"
+    ]
     assert answer.stdout == ""
     assert not (tmp_path / "run").exists()

@@ -13,7 +13,8 @@ from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import load_algorithm
-from agents.callbacks import Checkpoint, FixedScenarioEvaluation, RewardTerms, save_model
+from agents.callbacks import FixedScenarioEvaluation, ProgressBar, RoundCurves, Saving, curves_of, save_model
+from agents.checkpoint import CHECKPOINT, read
 from agents.environments import make_env, make_training_envs
 from agents.policies import AttentionPolicy
 
@@ -50,9 +51,11 @@ def model(envs: VecEnv, curves: Curves) -> PPO:
     return made
 
 
-def evaluation(file: Path, *, on_best: Callable[[], None] = lambda: None, every: int = 16) -> FixedScenarioEvaluation:
+def evaluation(
+    file: Path, *, on_best: Callable[[Any], None] = lambda _: None, every: int = 16, resumed_at: int | None = None
+) -> FixedScenarioEvaluation:
     env = make_env("OptiGrad/Digits-v0", **SIZES)
-    return FixedScenarioEvaluation(env, every=every, episodes=2, file=file, on_best=on_best)
+    return FixedScenarioEvaluation(env, every=every, episodes=2, file=file, on_best=on_best, resumed_at=resumed_at)
 
 
 def test_evaluations_begin_before_learning_and_come_at_their_time(tmp_path: Path, model: PPO, curves: Curves) -> None:
@@ -113,7 +116,7 @@ def test_the_best_policy_is_kept_and_a_worse_one_is_not(
     tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[float] = []
-    callback = evaluation(tmp_path / "e.npz", on_best=lambda: kept.append(callback.best))
+    callback = evaluation(tmp_path / "e.npz", on_best=lambda figures: kept.append(figures["mean_reward"]))
     callback.init_callback(model)
     for reward in (0.1, 0.1, -1.0, 0.3, 0.2):
         monkeypatch.setattr(callback, "_play", lambda seed, reward=reward: (reward, 0.5))
@@ -126,7 +129,7 @@ def test_a_resumed_evaluation_remembers_the_best_and_goes_on_with_the_curve(
 ) -> None:
     np.savez(tmp_path / "e.npz", timesteps=np.array([0, 16]), results=np.array([[0.1, 0.2], [0.7, 0.9]]))
     kept: list[float] = []
-    callback = evaluation(tmp_path / "e.npz", on_best=lambda: kept.append(1.0))
+    callback = evaluation(tmp_path / "e.npz", on_best=lambda _: kept.append(1.0), resumed_at=16)
     assert callback.best == pytest.approx(0.8)
     callback.init_callback(model)
     monkeypatch.setattr(callback, "_play", lambda seed: (0.5, 0.5))
@@ -137,8 +140,33 @@ def test_a_resumed_evaluation_remembers_the_best_and_goes_on_with_the_curve(
         assert file["results"][:2].tolist() == [[0.1, 0.2], [0.7, 0.9]]
 
 
-def test_checkpoints_are_models_of_their_time(tmp_path: Path, model: PPO, envs: VecEnv) -> None:
-    model.learn(48, callback=Checkpoint(tmp_path, every=16))
+def test_evaluations_after_the_time_at_which_a_run_is_resumed_are_forgotten_with_their_best(tmp_path: Path) -> None:
+    np.savez(
+        tmp_path / "e.npz", timesteps=np.array([0, 16, 32]), results=np.array([[0.1, 0.2], [0.3, 0.5], [0.7, 0.9]])
+    )
+    assert evaluation(tmp_path / "e.npz", resumed_at=31).means == pytest.approx([0.15, 0.4])
+    assert evaluation(tmp_path / "e.npz", resumed_at=31).best == pytest.approx(0.4)
+    assert evaluation(tmp_path / "e.npz").means == []
+
+
+def test_saving_keeps_a_checkpoint_of_the_last_moment_between_rollouts(tmp_path: Path, model: PPO) -> None:
+    seen: list[int] = []
+
+    class Look(BaseCallback):
+        def _on_step(self) -> bool:
+            seen.append(read(tmp_path / CHECKPOINT).model is not None and self.num_timesteps)
+            return True
+
+    model.learn(32, callback=[Saving(tmp_path, every=16, keep_every=16, seconds=5.0), Look()])
+    assert seen == list(range(1, 33))
+    checkpoint = read(tmp_path / CHECKPOINT)
+    assert checkpoint.seconds > 5
+    assert checkpoint.replay_buffer is None
+    assert len(checkpoint.envs) == 1
+
+
+def test_models_are_kept_as_they_were_at_their_time(tmp_path: Path, model: PPO, envs: VecEnv) -> None:
+    model.learn(48, callback=Saving(tmp_path, every=16, keep_every=16))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["model_16.zip", "model_32.zip", "model_48.zip"]
     for steps in (16, 48):
@@ -176,7 +204,7 @@ class Reader(BaseCallback):
 
 def test_logged_reward_terms_are_the_means_over_a_rollout(model: PPO, curves: Curves) -> None:
     reader = Reader()
-    model.learn(32, callback=[RewardTerms(), reader])
+    model.learn(32, callback=[RoundCurves(), reader])
     assert len(reader.infos) == 32
     for name in ("oracle_gap", "progress", "malicious_mass"):
         terms = np.array([info["reward_terms"][name] for info in reader.infos]).reshape(2, 16)
@@ -187,3 +215,38 @@ def test_logged_reward_terms_are_the_means_over_a_rollout(model: PPO, curves: Cu
         if info["malicious"].any()
     ]
     assert curves.values["trust/honest_weight_share"][0] == pytest.approx(np.mean(shares), rel=1e-6)
+    for name in {f"regret/{info['attack']}" for info in reader.infos}:
+        assert all(np.isfinite(curves.values[name]))
+    assert len(curves.values["time/steps_per_second"]) == 2
+    assert min(curves.values["time/steps_per_second"]) > 0
+
+
+def an_info(**changes: Any) -> dict[str, Any]:
+    return {
+        "attack": "sign_flip",
+        "attacking": True,
+        "malicious": np.array([True, False, False, True]),
+        "weights": np.array([0.1, 0.4, 0.2, 0.2]),
+        "reward_terms": {"oracle_gap": -0.25, "progress": 0.5},
+        **changes,
+    }
+
+
+def test_the_curves_of_a_round_are_regret_by_attack_share_and_auroc_with_ties_for_half() -> None:
+    curves = curves_of(an_info())
+    assert curves["regret/sign_flip"] == 0.25
+    assert curves["reward_terms/progress"] == 0.5
+    assert curves["trust/honest_weight_share"] == pytest.approx(0.6 / 0.9)
+    assert curves["trust/detection_auroc"] == pytest.approx(3.5 / 4)  # of four pairs one is a tie
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attacking": False}, {"malicious": np.zeros(4, bool)}, {"malicious": np.ones(4, bool)}]
+)
+def test_where_there_is_nobody_to_tell_apart_there_is_no_auroc(changes: dict[str, Any]) -> None:
+    assert "trust/detection_auroc" not in curves_of(an_info(**changes))
+
+
+def test_a_progress_bar_is_for_terminals_only(model: PPO, capfd: pytest.CaptureFixture[str]) -> None:
+    model.learn(16, callback=ProgressBar("ppo", shown=True))
+    assert capfd.readouterr().err == ""

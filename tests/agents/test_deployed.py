@@ -1,7 +1,10 @@
 """Policies as files and as aggregation rules."""
 
+import base64
 import json
 import os
+import pickle
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from agents import PolicyFileError, TrustAggregator, TrustNet, load_policy, save_policy
-from agents.deployed import CARD, WEIGHTS, read_card
+from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
+from agents.deployed import CARD, MODEL_CARD, WEIGHTS, read_card, shipped_policies
 from agents.trust_net import Architecture
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView, TrustWeighting
@@ -92,6 +95,7 @@ def test_the_path_may_be_a_string_and_the_card_keeps_where_a_policy_comes_from(s
         (lambda path: edit_card(path, architecture={"width": 16, "depth": 1, "heads": 2}), "does not fit"),
         (lambda path: edit_card(path, architecture={"size": 16}), "does not fit"),
         (lambda path: edit_card(path, architecture=None), "does not fit"),
+        (lambda path: edit_card(path, weighting={"update_clip": "mode"}), "does not fit"),
     ],
 )
 def test_a_damaged_or_foreign_policy_is_refused_with_file_and_reason(
@@ -195,3 +199,95 @@ def test_an_attack_can_be_made_against_a_frozen_policy_and_leaves_it_as_it_was(
     honest = round_.view.updates[~round_.malicious].mean(dim=0)
     calm = rule(federation.local_round().view).update @ honest
     assert float(rule(round_.view).update @ honest) < float(calm)
+
+
+def test_a_rule_weighs_as_its_policy_was_trained_unless_told_otherwise(tmp_path: Path, policy: TrustNet) -> None:
+    trained = TrustWeighting(update_clip="reference", root_anchor=0.3)
+    loaded = load_policy(save_policy(policy, tmp_path, weighting=trained))
+    assert TrustAggregator(loaded).weighting == trained
+    assert TrustAggregator(loaded, TrustWeighting(root_anchor=2.0)).weighting == TrustWeighting(root_anchor=2.0)
+    assert TrustAggregator(policy).weighting == TrustWeighting()
+    view = a_view()
+    trust = policy(view.fingerprint.observation).detach()
+    torch.testing.assert_close(TrustAggregator(loaded)(view).weights, trust / (trust.sum() + 0.3))
+
+
+def test_a_policy_from_before_weightings_were_written_down_loads_with_the_usual_one(saved_policy: Path) -> None:
+    card = json.loads((saved_policy / CARD).read_text())
+    del card["weighting"]
+    (saved_policy / CARD).write_text(json.dumps(card))
+    assert TrustAggregator(load_policy(saved_policy)).weighting == TrustWeighting()
+
+
+def test_one_of_the_pair_of_files_stands_for_both_whatever_their_name(saved_policy: Path, tmp_path: Path) -> None:
+    (saved_policy / WEIGHTS).rename(tmp_path / "mine.safetensors")
+    (saved_policy / CARD).rename(tmp_path / "mine.json")
+    for name in ("mine.safetensors", "mine.json"):
+        assert load_policy(tmp_path / name)(torch.zeros(3, 6)).shape == (3,)
+        assert read_card(tmp_path / name)["features"]
+
+
+def test_a_shipped_policy_is_found_by_its_name(
+    saved_policy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(deployed, "PRETRAINED", saved_policy.parent)
+    monkeypatch.chdir(tmp_path)
+    assert shipped_policies() == ["learned"]
+    assert load_policy("learned")(torch.zeros(3, 6)).shape == (3,)
+    assert read_card("learned")["provenance"]["attacks_seen"] == ["sign_flip"]
+    with pytest.raises(PolicyFileError, match=r"'learnt' and no shipped policy.*shipped are: learned"):
+        load_policy("learnt")
+
+
+def test_a_directory_comes_before_a_shipped_policy_of_the_same_name(
+    saved_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_policy: Callable[..., TrustNet]
+) -> None:
+    monkeypatch.setattr(deployed, "PRETRAINED", saved_policy.parent)
+    monkeypatch.chdir(tmp_path)
+    mine = make_policy(seed=8)
+    save_policy(mine, "learned")
+    assert torch.equal(load_policy("learned").embed.weight, mine.embed.weight)
+
+
+class _Bomb:
+    """What a malicious file would have in it."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, ("exploded",)
+
+
+def test_a_zip_is_not_even_opened_unless_it_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = {"policy_kwargs": {":type:": "x", ":serialized:": base64.b64encode(pickle.dumps(_Bomb())).decode()}}
+    with zipfile.ZipFile("model.zip", "w") as archive:
+        archive.writestr("data", json.dumps(content))
+    with pytest.raises(PolicyFileError, match=r"executes code.*trusted=True"):
+        load_policy("model.zip")
+    assert not Path("exploded").exists()
+    with pytest.raises(PolicyFileError, match="damaged or holds no attention policy"):
+        load_policy("model.zip", trusted=True)
+    assert Path("exploded").exists()  # which is why
+
+
+def test_the_model_card_tells_people_what_the_json_tells_programs(tmp_path: Path, policy: TrustNet) -> None:
+    facts = {
+        "env_id": "OptiGrad/Digits-v0",
+        "command": "python train_agent.py --seed 7",
+        "attacks_seen": ["sign_flip", "scaling"],
+        "metrics": {"mean_reward": 0.03217},
+    }
+    page = (save_policy(policy, tmp_path, facts, TrustWeighting(root_anchor=0.7)) / MODEL_CARD).read_text()
+    for said in (
+        "trained on OptiGrad/Digits-v0",
+        "`root_cosine`",
+        "2 blocks of width 16",
+        "python train_agent.py --seed 7",
+        "sign_flip, scaling",
+        "0.0322",
+        "root_anchor=0.7",
+    ):
+        assert said in page
+
+
+def test_a_card_without_provenance_says_that_it_has_none(tmp_path: Path, policy: TrustNet) -> None:
+    assert (save_policy(policy, tmp_path) / MODEL_CARD).read_text().count("Not recorded.") == 2

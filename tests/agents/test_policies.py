@@ -12,7 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
-from agents.algorithms import algorithm_names, load_algorithm, make_algorithm
+from agents.algorithms import load_algorithm
 from agents.environments import make_training_envs
 from agents.policies import AttentionPolicy
 from agents.trust_net import Architecture
@@ -56,24 +56,6 @@ def test_gsde_is_refused_with_the_reason() -> None:
 def test_gsde_is_refused_through_the_algorithm_too(envs: VecEnv) -> None:
     with pytest.raises(ValueError, match="use_sde=True"):
         small_ppo(envs, use_sde=True)
-
-
-def test_an_unknown_algorithm_is_refused_with_the_list(envs: VecEnv) -> None:
-    with pytest.raises(ValueError, match=r"'a2d'; there are: ppo"):
-        make_algorithm("a2d", envs, seed=0)
-    with pytest.raises(ValueError, match=r"'a2d'; there are: ppo"):
-        load_algorithm("a2d", Path("nowhere.zip"), envs)
-    assert "ppo" in algorithm_names()
-
-
-@pytest.mark.parametrize("name", algorithm_names())
-def test_a_registered_algorithm_has_no_discount_and_explores_and_steps_less_after_a_warm_start(
-    name: str, envs: VecEnv
-) -> None:
-    scratch, warm = (make_algorithm(name, envs, seed=0, warm_started=started) for started in (False, True))
-    assert scratch.gamma == warm.gamma == 0
-    assert warm.learning_rate < scratch.learning_rate
-    assert float(warm.policy.log_std.detach()) < float(scratch.policy.log_std.detach())
 
 
 def test_log_probability_and_entropy_are_those_of_independent_normals() -> None:

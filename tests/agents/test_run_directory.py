@@ -72,11 +72,21 @@ def test_resuming_with_other_settings_is_refused_naming_old_and_new_values(tmp_p
     assert contents(tmp_path / "run") == before
 
 
-@pytest.mark.parametrize("missing", [CONFIG, MODEL])
-def test_resuming_without_config_or_model_is_refused(tmp_path: Path, missing: str) -> None:
-    (a_run(tmp_path / "run") / missing).unlink()
-    with pytest.raises(ValueError, match=r"nothing to resume.*config\.json and model\.zip"):
+def test_resuming_without_config_is_refused(tmp_path: Path) -> None:
+    (a_run(tmp_path / "run") / CONFIG).unlink()
+    with pytest.raises(ValueError, match=r"nothing to resume.*config\.json"):
         open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=False)
+
+
+def test_a_run_that_was_killed_before_it_saved_anything_may_be_resumed(tmp_path: Path) -> None:
+    (a_run(tmp_path / "run") / MODEL).unlink()
+    assert open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=False) == tmp_path / "run"
+
+
+def test_the_command_that_began_a_run_stays_in_its_config(tmp_path: Path) -> None:
+    directory = a_run(tmp_path / "run", command="python train_agent.py")
+    open_run(directory, {**SETTINGS, "command": "python train_agent.py --resume"}, resume=True, overwrite=False)
+    assert json.loads((directory / CONFIG).read_text())["command"] == "python train_agent.py"
 
 
 def test_resuming_what_is_not_there_makes_no_directory(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.trust_net import Architecture, TrustNet
+from agents.trust_net import ActionValueNet, Architecture, TrustNet
 
 MakePolicy = Callable[..., TrustNet]
 CLIENTS = [1, 2, 10, 25, 50]
@@ -110,3 +110,80 @@ def test_another_number_of_features_is_refused_with_both_numbers(features: int, 
 def test_impossible_sizes_are_refused(sizes: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="heads divide width"):
         Architecture(**sizes)
+
+
+ONE_ABSENT = torch.tensor([True, True, False, True, True, False, True])
+
+
+def masked(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """A round of seven places with five clients in it, and the same five alone."""
+    alone = fingerprints(5, seed=seed)
+    padded = torch.zeros(7, 6)
+    padded[ONE_ABSENT] = alone
+    return padded, alone
+
+
+def test_clients_that_are_not_there_change_nothing_for_the_others(policy: TrustNet) -> None:
+    padded, alone = masked()
+    score, value = policy.score_and_value(padded, ONE_ABSENT)
+    expected, same = policy.score_and_value(alone)
+    torch.testing.assert_close(score[ONE_ABSENT], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(value, same, rtol=1e-4, atol=1e-5)
+    assert (policy(padded, ONE_ABSENT)[~ONE_ABSENT] == 0).all()
+
+
+def test_what_stands_in_the_row_of_an_absent_client_does_not_matter(policy: TrustNet) -> None:
+    padded, _ = masked()
+    other = padded.clone()
+    other[~ONE_ABSENT] = 3.0
+    torch.testing.assert_close(policy(padded, ONE_ABSENT), policy(other, ONE_ABSENT), rtol=1e-4, atol=1e-5)
+    assert (policy(padded) - policy(other)).abs().max() > 1e-3
+
+
+def test_a_mask_of_all_is_no_mask(policy: TrustNet) -> None:
+    observed = fingerprints(3, 8)
+    everyone = torch.ones(3, 8, dtype=torch.bool)
+    torch.testing.assert_close(policy(observed, everyone), policy(observed), rtol=1e-4, atol=1e-5)
+
+
+def test_a_round_with_nobody_is_finite_and_so_are_its_gradients(policy: TrustNet) -> None:
+    mask = torch.stack([ONE_ABSENT, torch.zeros(7, dtype=torch.bool)])
+    score, value = policy.score_and_value(torch.stack([masked()[0], torch.zeros(7, 6)]), mask)
+    (score.sum() + value.sum()).backward()
+    assert score.isfinite().all()
+    assert value.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in policy.parameters())
+
+
+def test_a_mask_of_another_shape_is_refused_with_both_shapes(policy: TrustNet) -> None:
+    with pytest.raises(ValueError, match=r"\(4,\).*\(5,\)"):
+        policy(torch.zeros(4, 6), torch.ones(5, dtype=torch.bool))
+
+
+def critic(outputs: int = 1) -> ActionValueNet:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return ActionValueNet(Architecture(width=16, depth=1, heads=4), outputs=outputs)
+
+
+@pytest.mark.parametrize("clients", CLIENTS)
+def test_the_worth_of_an_action_does_not_depend_on_the_order_of_the_clients(clients: int) -> None:
+    observed, action, net = fingerprints(2, clients), fingerprints(2, clients, seed=1)[..., 0], critic(outputs=5)
+    order = torch.randperm(clients, generator=torch.Generator().manual_seed(2))
+    worth = net(observed, action)
+    assert worth.shape == (2, 5)
+    torch.testing.assert_close(net(observed[:, order], action[:, order]), worth, rtol=1e-4, atol=1e-5)
+
+
+def test_which_client_an_action_belongs_to_matters_to_its_worth() -> None:
+    observed, action, net = fingerprints(6), torch.tensor([1.0, -1, -1, -1, -1, -1]), critic()
+    assert (net(observed, action) - net(observed, action.roll(1))).abs() > 1e-5
+
+
+def test_actions_of_absent_clients_are_worth_nothing() -> None:
+    padded, alone = masked()
+    action, net = torch.linspace(-1, 1, 7), critic()
+    worth = net(padded, action, ONE_ABSENT)
+    torch.testing.assert_close(worth, net(alone, action[ONE_ABSENT]), rtol=1e-4, atol=1e-5)
+    moved = torch.where(ONE_ABSENT, action, -action)
+    torch.testing.assert_close(net(padded, moved, ONE_ABSENT), worth)

@@ -216,7 +216,7 @@ def test_another_autoreset_mode_is_refused() -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_ppo_with_the_attention_policy_learns_on_it(processes: int) -> None:
     envs = make(processes, count=2)
-    model = make_algorithm("ppo", envs, seed=0, timesteps=64, warm_started=False, tensorboard=None)
+    model = make_algorithm("ppo", envs, seed=0, timesteps=64)
     before = {name: value.clone() for name, value in model.policy.state_dict().items()}
     model.learn(64)
     assert model.num_timesteps >= 64

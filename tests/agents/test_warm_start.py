@@ -3,16 +3,33 @@
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from sklearn.metrics import roc_auc_score
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
+from agents.recording import policy_behaviour, spread
 from agents.trust_net import TrustNet
-from agents.warm_start import Recording, WarmStart, clone, gradient, mean_gap, oracle_gap, record, warm_start
+from agents.warm_start import (
+    Recording,
+    WarmStart,
+    clone,
+    fit_value,
+    gradient,
+    mean_gap,
+    oracle_gap,
+    record,
+    units,
+    warm_start,
+)
 from fl_core.attacks import AdversaryView, Attack, base, register_attack
+from optigrad_env import OptiGradEnv
+from optigrad_env.observation import action_space, observation_space
+from optigrad_env.wrappers import RecordedRound, RoundRecorder
 
 ATTACKED = {
     "attacks": ("sign_flip",),
@@ -43,7 +60,7 @@ class GivenScores(nn.Module):
         super().__init__()
         self.score = nn.Parameter(score.clone())
 
-    def score_and_value(self, fingerprint: Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_value(self, fingerprint: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.score.expand(fingerprint.shape[:-1]), self.score.new_zeros(len(fingerprint))
 
 
@@ -136,7 +153,7 @@ def test_more_trust_for_an_honest_client_raises_the_gap_and_for_a_malicious_one_
 ) -> None:
     recording = recorded(recording_envs, 6, seed=2, scenarios=ATTACKED)
     stand_in: Any = GivenScores(torch.zeros(len(recording), 5))
-    stand_in.score_and_value = lambda fingerprint: (stand_in.score, torch.zeros(len(fingerprint)))
+    stand_in.score_and_value = lambda fingerprint, mask: (stand_in.score, torch.zeros(len(fingerprint)))
     gap, _ = oracle_gap(stand_in, recording, torch.arange(len(recording)), everything(recording))
     (slope,) = torch.autograd.grad(gap.sum(), stand_in.score)
     malicious = recording.rounds.corrupted
@@ -215,3 +232,117 @@ def test_both_stages_together_report_what_they_reached_and_repeat_themselves(
 def test_a_stage_of_impossible_length_is_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}.*-1"):
         WarmStart(**{field: -1})
+
+
+class InEightPlaces(gym.Wrapper[Any, Any, Any, Any]):
+    """A federation of five as one of eight clients of whom three are never there: the spaces of ids with a mask."""
+
+    MASK = np.array([True, False, True, True, False, True, True, False])
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Dict(clients=observation_space(8), mask=spaces.MultiBinary(8))
+        self.action_space = action_space(8)
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        return self._padded(observation), info
+
+    def step(self, action: np.ndarray) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, *rest = self.env.step(action[self.MASK])
+        return self._padded(observation), *rest
+
+    def _padded(self, observation: np.ndarray) -> dict[str, np.ndarray]:
+        clients = np.zeros((8, 6), np.float32)
+        clients[self.MASK] = observation
+        return {"clients": clients, "mask": self.MASK.astype(np.int8)}
+
+
+def masked_envs() -> tuple[VecEnv, list[Any]]:
+    def make() -> OptiGradEnv:
+        return OptiGradEnv(num_clients=5, rounds=6, scenarios=ATTACKED)
+
+    envs = DummyVecEnv([lambda: InEightPlaces(RoundRecorder(make()))])
+    envs.seed(1)
+    return envs, [make().federation]
+
+
+def test_where_clients_are_missing_the_gap_is_still_the_reward_that_the_environment_paid(policy: TrustNet) -> None:
+    envs, federations = masked_envs()
+    rewards: list[float] = []
+
+    def keep(_: Any, action: np.ndarray, after: Any, reward: np.ndarray, *__: Any) -> None:
+        rewards.append(float(reward[0]))
+
+    (recording,) = record(envs, federations, 8, policy_behaviour(policy, NoNoise()), quiet, keep)  # type: ignore[arg-type]
+    assert recording.present is not None
+    assert recording.present.sum(dim=1).tolist() == [5] * 8
+    assert (recording.rounds.updates[:, ~InEightPlaces.MASK] == 0).all()
+    with torch.no_grad():
+        gaps, _ = oracle_gap(policy, recording, torch.arange(8), everything(recording))
+    assert len(set(np.round(rewards, 4))) > 4
+    assert gaps.tolist() == pytest.approx(rewards, abs=1e-4)
+
+
+class NoNoise:
+    """Stands in for a generator whose every draw is zero."""
+
+    def standard_normal(self, shape: Any) -> np.ndarray:
+        return np.zeros(shape)
+
+
+def test_a_round_of_all_places_is_spread_as_one_of_those_who_are_there(recording_envs: MakeEnvs) -> None:
+    recording = recorded(recording_envs, 1, scenarios=ATTACKED)
+    five = RecordedRound(*(value[0] for value in vars(recording.rounds).values()))
+    mask = torch.from_numpy(InEightPlaces.MASK)
+    eight = spread(five, mask)
+    assert eight.rejected[~mask].all()
+    assert torch.equal(eight.observation[mask], five.observation)
+    again = spread(eight, mask)
+    assert all(torch.equal(getattr(again, name), value) for name, value in vars(eight).items())
+
+
+def test_a_whole_warm_start_works_where_clients_are_missing(policy: TrustNet) -> None:
+    settings = WarmStart(rounds=24, clone_steps=60, gradient_steps=40, batch=8, samples=64)
+    figures = warm_start(policy, *masked_envs(), settings, 0, quiet)
+    assert figures["gap_after_gradient"] > figures["gap_after_cloning"]
+    assert figures["cloning_loss"] < 0.69
+
+
+def test_cloning_alone_leaves_the_gradient_out_and_still_trains_the_value_head(
+    recording_envs: MakeEnvs, policy: TrustNet
+) -> None:
+    settings = WarmStart(rounds=24, clone_steps=20, gradient_steps=40, value_steps=60, batch=8, samples=64)
+    told: list[int] = []
+    envs, federations = recording_envs(3, scenarios=ATTACKED)
+    figures = warm_start(policy, envs, federations, settings, 0, told.append, kind="clone")
+    assert set(figures) == {"cloning_loss", "gap_after_cloning"}
+    assert sum(told) == units(settings, "clone") == 24 + 20 + 60
+
+
+def test_fitting_the_value_moves_nothing_but_the_value_head_and_comes_closer_to_the_gap(
+    recording_envs: MakeEnvs, policy: TrustNet
+) -> None:
+    recording = recorded(recording_envs, 24, scenarios=ATTACKED)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+
+    def error() -> float:
+        with torch.no_grad():
+            gap, value = oracle_gap(policy, recording, torch.arange(24), everything(recording))
+        return float((gap - value).square().mean())
+
+    at_first = error()
+    settings = WarmStart(value_steps=100, batch=8, samples=64, learning_rate=1e-2)
+    fit_value(policy, [recording], settings, np.random.default_rng(0), quiet)
+    assert error() < at_first / 2
+    moved = {name for name, value in policy.state_dict().items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(name.startswith("value_head") for name in moved)
+
+
+@pytest.mark.parametrize("kind", ["none", "cloning"])
+def test_an_unknown_kind_of_warm_start_is_refused_with_the_list(
+    kind: str, recording_envs: MakeEnvs, policy: TrustNet
+) -> None:
+    with pytest.raises(ValueError, match=rf"'{kind}'; there are: clone\+gradient, clone"):
+        warm_start(policy, *recording_envs(0), WarmStart(), 0, quiet, kind=kind)

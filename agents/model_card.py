@@ -1,0 +1,68 @@
+"""A policy's JSON as a page for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_PAGE = """# Trust policy{trained_on}
+
+Turns the fingerprints of a federated round into one trust value a client: (N, {features}) to (N,), for any N. Made for
+[OptiGradTrust]({source}); runs on plain PyTorch.
+
+```python
+from agents import TrustAggregator, load_policy
+
+rule = TrustAggregator(load_policy("{directory}"))  # an aggregation rule
+```
+
+## What it reads
+
+In this order: {names}. {attention}
+
+Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`; it has seen no other weighting.
+
+## How it was trained
+
+{facts}
+
+## What to expect
+
+{metrics}
+
+It was selected on validation data under the attacks above. What it does under others is measured by `evaluate.py`, on
+test data that no choice has touched.
+"""
+_SOURCE = "https://arxiv.org/abs/2507.23638"
+# What has a heading of its own.
+_ELSEWHERE = ("metrics",)
+
+
+def model_card(card: Mapping[str, Any]) -> str:
+    """Markdown from the contents of ``policy.json``."""
+    provenance, sizes, weighting = card["provenance"], card["architecture"], card["weighting"]
+    return _PAGE.format(
+        trained_on=f" trained on {provenance['env_id']}" if "env_id" in provenance else "",
+        features=len(card["features"]),
+        names=", ".join(f"`{name}`" for name in card["features"]),
+        attention=f"Self-attention over clients: {sizes['depth']} blocks of width {sizes['width']}, "
+        f"{sizes['heads']} heads.",
+        source=_SOURCE,
+        directory="path/to/this/directory",
+        clip=weighting["update_clip"],
+        anchor=weighting["root_anchor"],
+        facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),
+        metrics=_table(provenance.get("metrics") or {}),
+    )
+
+
+def _table(facts: Mapping[str, Any]) -> str:
+    if not facts:
+        return "Not recorded."
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {_text(value)} |" for name, value in facts.items())])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_text(item)}" for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:.4f}" if isinstance(value, float) else str(value).replace("|", "\\|")

@@ -1,0 +1,113 @@
+"""The settings of a training run: what the command line is made from, and what config.json holds."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from agents.algorithms import check_algorithm, check_distribution, read_hyperparams
+from agents.console import LOG_FORMATS
+from agents.run_directory import read_config
+from agents.warm_start import KINDS
+from fl_core.registry import check_known
+
+# How a run is called and shown, which changes nothing in it.
+_NOT_OF_THE_RUN = ("resume", "overwrite", "progress", "quiet", "log_format", "run_dir")
+_PATHS = ("data_dir", "hyperparams")
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """Trains a trust policy with Stable-Baselines3 on a simulated federation.
+
+    The policy sees only the five train attacks and is selected on validation data. The run directory gets config.json,
+    policy.safetensors, policy.json and card.md (for evaluate.py and deployment), evaluations.npz, tensorboard/,
+    model.zip and checkpoints/ (Stable-Baselines3's), and checkpoint.pkl (for --resume).
+    """
+
+    env_id: str = "OptiGrad/Digits-v0"
+    """Environment to train on."""
+    algo: str = "ppo"
+    """Algorithm: ppo, a2c, trpo, sac, td3 or tqc."""
+    distribution: str | None = None
+    """Of the actions: squashed, beta or gaussian; by default the one in the algorithm's settings."""
+    hyperparams: Path | None = None
+    """Settings of the algorithm, a YAML file in rl_zoo3's form; by default agents/hyperparams/ALGO.yml."""
+    timesteps: int = 20_000
+    """Federated rounds to learn from, over all environments, rounded up to whole rollouts of at most 512; those of the
+    warm start are extra."""
+    n_envs: int = 2
+    """Environments, each with root data of its own, shared out over one process a core: more are more diverse."""
+    num_clients: int | None = None
+    """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
+    data_dir: Path | None = None
+    """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
+    download: bool = False
+    """Fetch the data set's files if they are missing."""
+    seed: int = 0
+    """Seed of everything."""
+    run_dir: Path = Path("runs/trust")
+    """Where the results go."""
+    resume: bool = False
+    """Continue the run in --run-dir, however it ended; its settings need not be said again. --timesteps may be more."""
+    overwrite: bool = False
+    """Delete the run in --run-dir first."""
+    warm_start: Literal["clone+gradient", "clone", "none"] = "clone+gradient"
+    """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
+    eval_every: int = 1_000
+    """Time steps between evaluations on fixed scenarios; the best policy is the one that is kept."""
+    eval_episodes: int = 10
+    """Episodes of an evaluation."""
+    checkpoint_every: int = 500
+    """Time steps between checkpoints for --resume, rounded up to whole rollouts."""
+    progress: bool = True
+    """Show progress bars, on a terminal."""
+    quiet: bool = False
+    """Print nothing but errors."""
+    log_format: Literal["text", "json"] = "text"
+    """json: an object a line, for batch systems; curves are in it too."""
+
+    def check(self) -> None:
+        """Raises a ValueError for a setting that cannot work, naming it.
+
+        Not in ``__post_init__``: tyro would take the error for one of parsing, and print a box of its own around it.
+        """
+        check_algorithm(self.algo)
+        check_distribution(self.algo, self.distribution)
+        check_known("warm start", [self.warm_start], KINDS)
+        check_known("log format", [self.log_format], LOG_FORMATS)
+        read_hyperparams(self.algo, self.env_id, warm_started=self.warm_started, file=self.hyperparams)
+        for name in ("timesteps", "eval_every", "eval_episodes", "checkpoint_every", "n_envs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+    @property
+    def warm_started(self) -> bool:
+        """Whether there is a warm start."""
+        return self.warm_start != "none"
+
+    def config(self) -> dict[str, Any]:
+        """What makes the run what it is, as JSON has it."""
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in asdict(self).items()
+            if name not in _NOT_OF_THE_RUN
+        }
+
+
+def settings_of_run(directory: Path) -> TrainingSettings:
+    """The settings of the run in a directory, to resume it.
+
+    Raises:
+        ValueError: There is no run, or its config.json is damaged or of another version.
+    """
+    config: Mapping[str, Any] = read_config(directory)
+    known = {field.name for field in fields(TrainingSettings)}
+    given = {name: value for name, value in config.items() if name in known}
+    paths = {name: Path(given[name]) for name in _PATHS if given.get(name) is not None}
+    try:
+        return TrainingSettings(**{**given, **paths, "run_dir": directory, "resume": True})
+    except TypeError as error:
+        raise ValueError(f"the run in {directory} is of another version: {error}") from error

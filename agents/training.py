@@ -1,0 +1,243 @@
+"""A training run, from its settings to its summary."""
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from agents.algorithms import make_algorithm
+from agents.callbacks import Figures, FixedScenarioEvaluation, ProgressBar, RoundCurves, Saving, save_model
+from agents.checkpoint import CHECKPOINT, Checkpoint, read, restore
+from agents.console import Console
+from agents.critics import critic_steps, replay_keeper, warm_critic
+from agents.deployed import save_policy
+from agents.environments import base_env, given_settings, make_env, make_training_envs
+from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run, read_config
+from agents.settings import TrainingSettings
+from agents.warm_start import WarmStart, affordable_share, units, warm_start
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run went.
+
+    Attributes:
+        run_dir: Its directory.
+        interrupted: It was stopped by Ctrl-C.
+        timesteps: Rounds that were learned from.
+        seconds: Wall-clock time, parts before a resumption included.
+        first_reward: Mean reward on the fixed scenarios before the algorithm started, in nats a round.
+        best_reward: The best; that policy was kept.
+        last_reward: That of the last policy.
+    """
+
+    run_dir: Path
+    interrupted: bool
+    timesteps: int
+    seconds: float
+    first_reward: float
+    best_reward: float
+    last_reward: float
+
+    def __str__(self) -> str:
+        rate = self.timesteps / self.seconds if self.seconds else 0.0
+        if self.interrupted:
+            return (
+                f"interrupted after {self.timesteps} rounds: the model is in {self.run_dir / MODEL}, the best policy "
+                f"so far in {self.run_dir}; continue with --resume --run-dir {self.run_dir}"
+            )
+        return (
+            f"{self.timesteps} rounds in {self.seconds:.0f} s, {rate:.0f} a second\n"
+            f"mean reward, nats a round over the honest mean: first {self.first_reward:+.4f}, "
+            f"best {self.best_reward:+.4f}, last {self.last_reward:+.4f}\n"
+            f"policy in {self.run_dir}; benchmark it: python evaluate.py --policies {self.run_dir}"
+        )
+
+
+def train(settings: TrainingSettings) -> Summary:
+    """Runs a training, or the rest of one.
+
+    Raises:
+        ValueError: A setting that cannot work, before anything is written or deleted; a run that cannot be resumed.
+    """
+    settings.check()
+    torch.set_num_threads(1)
+    console = Console(settings.log_format, quiet=settings.quiet)
+    federation = given_settings(
+        num_clients=settings.num_clients, data_dir=settings.data_dir, download=settings.download
+    )
+    evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
+    # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
+    evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
+    config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
+    directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
+    saved = read(directory / CHECKPOINT) if settings.resume and (directory / CHECKPOINT).exists() else None
+    console.say(
+        "start",
+        f"run directory {directory}    curves: tensorboard --logdir {directory / TENSORBOARD}",
+        run_dir=str(directory),
+        resumed=saved is not None,
+        **config,
+    )
+    with _opened(make_training_envs(settings.env_id, settings.n_envs, settings.seed, **federation)) as envs:
+        return _run(settings, directory, envs, evaluation_env, saved, console, federation)
+
+
+def _run(
+    settings: TrainingSettings,
+    directory: Path,
+    envs: VecEnv,
+    evaluation_env: gym.Env[Any, Any],
+    saved: Checkpoint | None,
+    console: Console,
+    federation: dict[str, Any],
+) -> Summary:
+    model = _model(settings, envs, saved)
+    model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
+    done = 0 if saved is None else model.num_timesteps
+    keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), evaluation_env)
+    evaluation = FixedScenarioEvaluation(
+        evaluation_env,
+        every=settings.eval_every,
+        episodes=settings.eval_episodes,
+        file=directory / EVALUATIONS,
+        on_best=keep_policy,
+        on_evaluation=lambda figures: console.say("evaluation", _evaluation_line(figures), **figures),
+        resumed_at=None if saved is None else done,
+    )
+    saving = Saving(
+        directory,
+        every=settings.checkpoint_every,
+        keep_every=settings.eval_every,
+        seconds=0.0 if saved is None else saved.seconds,
+    )
+    bar = ProgressBar(settings.algo, shown=settings.progress and console.shows_bars)
+    interrupted = False
+    try:
+        # Before the first checkpoint there is nothing to resume: the run begins again, and is the same.
+        if saved is None and settings.warm_started:
+            _warm_start(model, envs, settings, federation, console)
+        model.learn(
+            max(settings.timesteps - done, 0),
+            callback=[evaluation, saving, RoundCurves(), bar],
+            reset_num_timesteps=saved is None,
+        )
+        evaluation.finish()
+    except KeyboardInterrupt:
+        interrupted = True
+        if not evaluation.means:
+            keep_policy({"timesteps": model.num_timesteps})
+    save_model(model, directory / MODEL)
+    rewards = evaluation.means or [float("nan")]
+    summary = Summary(
+        directory, interrupted, model.num_timesteps, saving.seconds, rewards[0], max(rewards), rewards[-1]
+    )
+    console.say("summary", str(summary), **asdict(replace(summary, run_dir=str(directory))))  # type: ignore[arg-type]
+    return summary
+
+
+def _model(settings: TrainingSettings, envs: VecEnv, saved: Checkpoint | None) -> Any:
+    if saved is not None:
+        return restore(saved, settings.algo, envs)
+    return make_algorithm(
+        settings.algo,
+        envs,
+        seed=settings.seed,
+        timesteps=settings.timesteps,
+        warm_started=settings.warm_started,
+        distribution=settings.distribution,
+        env_id=settings.env_id,
+        hyperparams=settings.hyperparams,
+    )
+
+
+def _logger(folder: Path, console: Console) -> Logger:
+    return Logger(str(folder), [TensorBoardOutputFormat(str(folder)), console])
+
+
+def _provenance(settings: TrainingSettings, directory: Path, evaluation_env: gym.Env[Any, Any]) -> dict[str, Any]:
+    env = base_env(evaluation_env)
+    return {
+        "command": read_config(directory)["command"],
+        "env_id": settings.env_id,
+        "dataset": env.federation.config.dataset,
+        "seed": settings.seed,
+        "split_seeds": [TRAINING_SPLITS + i for i in range(settings.n_envs)],
+        "evaluation_split_seed": EVALUATION_SPLIT,
+        "algorithm": settings.algo,
+        "warm_start": settings.warm_start,
+        "num_clients": env.federation.config.num_clients,
+        "attacks_seen": [name for name in env.scenarios.attacks if name != "none"],
+        "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
+        "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "sb3-contrib")},
+    }
+
+
+def _policy_keeper(model: Any, directory: Path, provenance: dict[str, Any], evaluation_env: gym.Env[Any, Any]) -> Any:
+    weighting = base_env(evaluation_env).federation.config.weighting
+
+    def keep(figures: Figures) -> None:
+        metrics = {name: figures[name] for name in ("mean_reward", "validation_accuracy") if name in figures}
+        facts = {**provenance, "timesteps": figures["timesteps"], "metrics": metrics}
+        save_policy(model.policy.trust_net, directory, facts, weighting)
+
+    return keep
+
+
+def _evaluation_line(figures: Figures) -> str:
+    best = "  best so far" if figures["best"] else ""
+    return (
+        f"{figures['timesteps']:>8} rounds   mean reward {figures['mean_reward']:+.4f}   "
+        f"validation accuracy {figures['validation_accuracy']:.3f}{best}"
+    )
+
+
+def _warm_start(
+    model: Any, envs: VecEnv, settings: TrainingSettings, federation: dict[str, Any], console: Console
+) -> None:
+    copies = [
+        base_env(make_env(settings.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
+        for i in range(settings.n_envs)
+    ]
+    share = affordable_share(copies[0])
+    lengths = WarmStart().shortened(share)
+    if share < 1:
+        text = (
+            f"warm start: {lengths.rounds} rounds, {share:.0%} of the full length, for updates and images of this size"
+        )
+        console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
+    total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)
+    shown = settings.progress and console.shows_bars
+    with tqdm(total=total, desc="warm start", disable=None if shown else True) as bar:
+        figures = warm_start(
+            model.policy.trust_net,
+            envs,
+            copies,
+            lengths,
+            settings.seed,
+            bar.update,
+            kind=settings.warm_start,
+            keep=replay_keeper(model),
+        )
+        warm_critic(model, bar.update)
+    text = "warm start: " + ", ".join(f"{name.replace('_', ' ')} {value:+.4f}" for name, value in figures.items())
+    console.say("warm_start", text, **figures)
+
+
+@contextmanager
+def _opened(envs: VecEnv) -> Iterator[VecEnv]:
+    try:
+        yield envs
+    finally:
+        envs.close()

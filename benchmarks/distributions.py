@@ -1,0 +1,99 @@
+"""PPO with each distribution of actions, from scratch and after the same warm start; writes results/distributions.csv.
+
+Train attacks and validation data only. What is compared is the mean reward of the deterministic policy on the fixed
+scenarios of training: `python benchmarks/distributions.py --help`.
+"""
+
+import csv
+import io
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from agents.algorithms import make_algorithm
+from agents.callbacks import FixedScenarioEvaluation
+from agents.environments import base_env, make_env, make_training_envs
+from agents.warm_start import WarmStart, warm_start
+from fl_core.files import write_atomically
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
+
+ENVIRONMENT, ENVS = "OptiGrad/Digits-v0", 2
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How long and how often."""
+
+    distributions: tuple[str, ...] = ("gaussian", "squashed", "beta")
+    """Distributions to compare."""
+    timesteps: int = 6000
+    """Time steps of PPO."""
+    seeds: int = 3
+    """Seeds, from 0 upwards."""
+    out: Path = Path("results/distributions.csv")
+    """Where the rows go."""
+
+
+def main(arguments: Arguments) -> None:
+    """Runs all of them; prints and writes each row as it comes."""
+    rows: list[dict[str, Any]] = []
+    for seed in range(arguments.seeds):
+        start = _warm_started(seed)
+        for warm in (False, True):
+            for distribution in arguments.distributions:
+                figures = _run(distribution, arguments.timesteps, seed, start if warm else None)
+                rows.append({"distribution": distribution, "warm_start": warm, "seed": seed, **figures})
+                print(rows[-1], flush=True)
+                _write(arguments.out, rows)
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
+
+
+def _warm_started(seed: int) -> dict[str, Any]:
+    envs = make_training_envs(ENVIRONMENT, ENVS, seed, processes=1)
+    copies = [base_env(make_env(ENVIRONMENT, split_seed=TRAINING_SPLITS + i)).federation for i in range(ENVS)]
+    policy = make_algorithm("ppo", envs, seed=seed).policy.trust_net
+    warm_start(policy, envs, copies, WarmStart(), seed, lambda _: None)
+    envs.close()
+    return deepcopy(policy.state_dict())
+
+
+def _run(distribution: str, timesteps: int, seed: int, start: dict[str, Any] | None) -> dict[str, float]:
+    envs = make_training_envs(ENVIRONMENT, ENVS, seed, processes=1)
+    model = make_algorithm(
+        "ppo", envs, seed=seed, timesteps=timesteps, warm_started=start is not None, distribution=distribution
+    )
+    if start is not None:
+        model.policy.trust_net.load_state_dict(start)
+    with TemporaryDirectory() as directory:
+        file = Path(directory, "evaluations.npz")
+        env = make_env(ENVIRONMENT, split_seed=EVALUATION_SPLIT)
+        evaluation = FixedScenarioEvaluation(env, every=1500, episodes=10, file=file, on_best=lambda: None)
+        model.learn(timesteps, callback=[evaluation])
+        evaluation.finish()
+        with np.load(file) as kept:
+            means = kept["results"].mean(axis=1)
+    envs.close()
+    return {
+        "first": round(float(means[0]), 5),
+        "best": round(float(means.max()), 5),
+        "last": round(float(means[-1]), 5),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(tyro.cli(Arguments))
