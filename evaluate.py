@@ -20,7 +20,7 @@ from agents.evaluation.results import FAILURES
 
 _GRID = (
     *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "env_id", "num_clients"),
-    *("rounds", "num_byzantine", "controls", "features"),
+    *("rounds", "num_byzantine"),
 )
 
 
@@ -58,10 +58,10 @@ class Arguments:
     """Rounds of a run; 20 by default."""
     num_byzantine: int | None = None
     """What rules that need it are told; by default each assumes 30 % of the clients."""
-    controls: bool | None = None
+    controls: bool = False
     """Run the negative controls too: features shuffled between clients, labels of the root data shuffled."""
-    features: bool | None = None
-    """Record the features of every client, for the report; on by default."""
+    features: bool = True
+    """Record the features of every client, for the report."""
     plugin: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Python file that registers attacks and rules of your own; may be given several times."""
     data_dir: Path | None = None
@@ -120,6 +120,7 @@ def _layers(arguments: Arguments) -> list[dict[str, Any]]:
     preset = read_preset(arguments.preset) if arguments.preset is not None else {}
     config = read_config(arguments.config) if arguments.config is not None else {}
     flags: dict[str, Any] = {name: getattr(arguments, name) for name in _GRID}
+    flags |= {"controls": arguments.controls or None, "features": None if arguments.features else False}
     settings = {"data_dir": arguments.data_dir and str(arguments.data_dir), "download": arguments.download or None}
     flags["settings"] = {name: value for name, value in settings.items() if value is not None}
     flags["plugins"] = [*config.get("plugins", []), *arguments.plugin] or None

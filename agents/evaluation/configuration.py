@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "malicious_fraction": [0.0, 0.3],
     "heterogeneity": [0.5, 0.1],
     "seeds": 5,
+    "settings": {},
 }
 
 

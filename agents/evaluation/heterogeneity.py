@@ -33,7 +33,7 @@ def parse_heterogeneity(word: str | float) -> Heterogeneity:
         word: Such as ``0.1``, ``"iid"``, ``"label_skew_90"``, ``"by_group"``.
 
     Raises:
-        ValueError: No such partition.
+        ValueError: No such partition, or a share above 100 %.
     """
     text = str(word)
     try:
@@ -44,6 +44,8 @@ def parse_heterogeneity(word: str | float) -> Heterogeneity:
         return Heterogeneity(f"{alpha:g}", alpha)
     skewed = re.fullmatch(r"label_skew_(\d{1,3})", text)
     if skewed:
+        if int(skewed[1]) > 100:
+            raise ValueError(f"heterogeneity {text!r}: a share of the samples is at most 100 percent")
         return Heterogeneity(text, partition="label_skew", options={"q": int(skewed[1]) / 100})
     words = ["a Dirichlet alpha", "label_skew_70", *(name for name in partition_names() if name != "label_skew")]
     check_known("heterogeneity", [text], words)

@@ -16,7 +16,7 @@ from agents.evaluation.report import figures
 from agents.evaluation.report.curves import Recorded, feature_aurocs, feature_samples, learning_curves
 from agents.evaluation.report.page import Drawing
 from agents.evaluation.report.style import inlined, looks_of, styled, to_png, to_svg
-from agents.evaluation.report.tables import Table, Value, comparison, headline, merits
+from agents.evaluation.report.tables import Table, Value, comparison, costs, headline, merits
 from agents.evaluation.results import CURVES, RESULTS
 from agents.evaluation.summary import compare, focus, kind_of, summarise
 from agents.statistics import Row
@@ -76,6 +76,7 @@ class Material:
         kind = "held-out attacks" if self.has_unseen else "attack"
         yield headline(self.entries, self.learned, "headline", f"Under {kind}, the best mean regret first")
         yield merits(self.entries, self.learned, "merits", f"Other figures of merit, under {kind}")
+        yield costs(self.entries, self.learned)
         yield comparison(self.focus, compare(self.main_rows, self.focus), self.learned)
         seen = [row for row in self.rows if not row["held_out"]]
         if self.has_unseen and any(row["malicious_fraction"] for row in seen):
@@ -151,8 +152,8 @@ class Material:
         scenario = ", ".join((*circumstances, f"{100 * worst['malicious_fraction']:.0f} % malicious"))
         return (
             f"{self.focus} reaches {accuracy['value']:.1f} % of the test data under {where}: "
-            f"{_signed(regret['value'])} points of regret to an oracle that knows who is honest, {_signed(worst['value'])} in its worst scenario "
-            f"({scenario})."
+            f"{_signed(regret['value'])} points of regret to an oracle that knows who is honest, "
+            f"{_signed(worst['value'])} in its worst scenario ({scenario})."
         )
 
     def warnings(self, failures: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -180,7 +181,7 @@ class Material:
         folder.mkdir(exist_ok=True)
         write_atomically(folder / f"{name}.svg", svg.encode())
         write_atomically(folder / f"{name}.png", to_png(figure))
-        yield Drawing(name, title, caption, inlined(svg, name, title), round(96 * figure.get_figwidth() * 1.05))
+        yield Drawing(name, title, caption, inlined(svg, name, title), round(96 * figure.get_figwidth()))
 
     def _learning_panels(self, rules: Sequence[str]) -> dict[str, Any]:
         """The most harmful attacks, at the largest fraction and the last kind of heterogeneity of each."""

@@ -15,7 +15,7 @@ _STYLE = """
   --card: #1c2026; --accent: #f0798c; --warn: #f3c969; --warn-paper: #2c2515; } }
 * { box-sizing: border-box; }
 body { background: var(--paper); color: var(--ink); font: 15px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif;
-  margin: 0 auto; max-width: 78rem; padding: 2.5rem 1.5rem 4rem; }
+  margin: 0 auto; max-width: 80rem; padding: 2.5rem 1.5rem 4rem; }
 h1 { font-size: 1.9rem; letter-spacing: -.02em; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.2rem; letter-spacing: -.01em; margin: 2.8rem 0 .6rem; }
 .lead { color: var(--muted); font-size: 1.05rem; margin: 0 0 1.2rem; max-width: 62rem; }
@@ -28,7 +28,7 @@ h2 { font-size: 1.2rem; letter-spacing: -.01em; margin: 2.8rem 0 .6rem; }
 figure { break-inside: avoid; margin: 1rem 0 1.6rem; }
 figcaption { color: var(--muted); font-size: .9rem; margin-bottom: .5rem; max-width: 62rem; }
 figure svg { display: block; height: auto; max-width: 100%; width: var(--width); }
-.plots { column-gap: 3rem; display: flex; flex-wrap: wrap; }
+.plots { column-gap: 1.5rem; display: flex; flex-wrap: wrap; }
 .plots section { flex: 0 1 var(--width); min-width: 0; }
 .reading { color: var(--muted); font-size: .9rem; max-width: 62rem; }
 .scroll { overflow-x: auto; }

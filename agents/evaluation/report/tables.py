@@ -115,8 +115,6 @@ def merits(entries: Sequence[Entry], learned: Sequence[str], name: str, caption:
         "false positives, no attack",
         "honest weight share",
         "rounds to 90 % of oracle",
-        "features ms",
-        "peak MiB",
     ]
     rows = [
         [
@@ -132,12 +130,28 @@ def merits(entries: Sequence[Entry], learned: Sequence[str], name: str, caption:
             figure(entry["false_positive_rate"], 2),
             figure(entry["honest_weight_share"], 2),
             _rounds(entry["rounds_to_oracle"]),
-            number(1e3 * entry["feature_seconds"]),
-            number(entry["peak_memory_mib"]),
         ]
         for entry in entries
     ]
     return Table(name, caption, header, rows, [kind_of(entry["rule"], learned) for entry in entries])
+
+
+def costs(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
+    """What a round costs."""
+    header = ["rule", "round ms", "server ms", "features ms", "peak MiB"]
+    caption = (
+        "Cost of a round, median: all of it, the server's aggregation, the features' part of that; and the memory that "
+        "the aggregation took above what was there before it"
+    )
+    rows = [
+        [
+            Value(entry["rule"]),
+            *(number(1e3 * entry[name]) for name in ("seconds_per_round", "server_seconds", "feature_seconds")),
+            number(entry["peak_memory_mib"]),
+        ]
+        for entry in entries
+    ]
+    return Table("costs", caption, header, rows, [kind_of(entry["rule"], learned) for entry in entries])
 
 
 def comparison(rule: str, comparisons: Sequence[Mapping[str, Any]], learned: Sequence[str]) -> Table:
@@ -164,7 +178,8 @@ def worst(scenario: Mapping[str, Any]) -> Value:
     if isnan(scenario["value"]):
         return Value(_DASH)
     kind = show_heterogeneity(scenario["heterogeneity"])
-    note = f"{scenario['attack']}, {kind}, {100 * scenario['malicious_fraction']:.0f} %"
+    parts = (scenario["attack"], kind, f"{100 * scenario['malicious_fraction']:.0f} %")
+    note = ", ".join(part.replace(" ", "\u00a0") for part in parts)
     return Value(_plain(scenario["value"], 1), scenario["value"], note=note)
 
 
