@@ -1,9 +1,8 @@
 """How well a rule's weights tell the malicious clients from the honest ones.
 
 A client is *flagged* when its weight is below a threshold times the mean weight of the round's clients. The threshold
-is fixed on the train attacks and validation-free training seeds, never on held-out attacks or test data:
-
-    python -m agents.evaluation.detection        # prints the table, writes results/detection_threshold.csv
+is one number for all rules, fixed on the train attacks and federations of training, never on held-out attacks:
+``benchmarks/detection_threshold.py`` measures how well each value would do.
 """
 
 from math import isnan
@@ -13,7 +12,8 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-# From the command above; a policy's card may hold its own, under "detection_threshold".
+# python benchmarks/detection_threshold.py, results/detection_threshold.csv. A policy's card may hold its own, under
+# "detection_threshold".
 THRESHOLD = 0.5
 
 

@@ -63,7 +63,7 @@ def known_rows(
                     "attack": name,
                     "held_out": name == "alie",
                     "malicious_fraction": fraction,
-                    "alpha": None if kind == "iid" else float(kind),
+                    "alpha": float(kind) if kind[0].isdigit() else None,
                     "heterogeneity": kind,
                     "seed": float(seed),
                     "env_id": "OptiGrad/Digits-v0",
