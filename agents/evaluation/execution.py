@@ -2,7 +2,9 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -105,6 +107,7 @@ def _end_with_parent() -> None:
 def _on_ray(grid: Grid, cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
     """One task a cell, one core each. Data sets and policies are read where the task runs, by the same paths."""
     ray = _import_ray()
+    _check_reachable(address)
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -129,6 +132,16 @@ def _run_on_ray(grid: Grid, cell: Cell) -> CellResult:
     for plugin in grid.plugins:
         plugin.load()
     return run_cell(grid, cell)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself waits for minutes for a cluster that is not there."""
+    found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
+    if found:
+        try:
+            socket.create_connection((found[1], int(found[2])), timeout=10).close()
+        except OSError as error:
+            raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
 
 
 def _import_ray() -> Any:
