@@ -12,7 +12,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-# The best balanced accuracy of python benchmarks/detection_threshold.py (results/detection_threshold.csv), which is flat
+# Best balanced accuracy of python benchmarks/detection_threshold.py (results/detection_threshold.csv), which is flat
 # around it. A policy's card may hold its own, under "detection_threshold".
 THRESHOLD = 0.4
 
