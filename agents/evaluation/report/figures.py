@@ -80,7 +80,8 @@ def _draw_heatmap(axes: Axes, table: NDArray[np.float64], rules: Sequence[str], 
         color = _DIVERGING(norm(np.clip(value, -_FULL, _FULL)))
         axes.add_patch(_square(shift[j], i, color))
         dark = sum(c * w for c, w in zip(color[:3], (0.299, 0.587, 0.114), strict=True)) < 0.55
-        text = (f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}").replace("-", "−")
+        text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value if abs(value) >= 0.05 else 0.0:.1f}"
+        text = text.replace("-", "−")
         axes.text(shift[j], i, text, ha="center", va="center", fontsize=8, color="#ffffff" if dark else "#101010")
     axes.set(xlim=(-0.5, columns - 0.25), ylim=(rows - 0.5, -0.5))
     axes.set_xticks(shift, [*attacks, "mean", "worst"], rotation=40, ha="right", rotation_mode="anchor")

@@ -50,7 +50,7 @@ tbody tr.policy th { color: var(--accent); }
 tbody tr.reference, tbody tr.control { color: var(--muted); }
 tbody tr.control th { font-style: italic; }
 td small { color: var(--muted); display: block; font-size: .74rem; font-weight: 400; }
-td small.note { margin-left: auto; max-width: 7rem; white-space: normal; }
+td small.note { margin-left: auto; max-width: 7rem; min-width: 5.5rem; white-space: normal; }
 dl { display: grid; gap: .25rem 1.2rem; grid-template-columns: max-content 1fr; margin: 0; }
 dt { color: var(--muted); } dd { margin: 0; overflow-wrap: anywhere; }
 code, pre { background: var(--card); border-radius: .25rem; font: .85em/1.5 ui-monospace, monospace;
