@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.evaluation.cells import CellResult, Failure
+from agents.evaluation.detection import THRESHOLD
 from agents.evaluation.execution import run_grid
 from agents.evaluation.grid import Cell, Grid
 from agents.evaluation.provenance import data_checksums, policies, provenance
@@ -71,7 +72,8 @@ class Benchmark:
         return write_report(self.out, facts, list(labels), cell=self.shown_cell)
 
     def _identity(self) -> dict[str, Any]:
-        return {**self.grid.to_json(), "data_checksums": data_checksums(self.grid)}
+        measured = {"data_checksums": data_checksums(self.grid), "detection_threshold": THRESHOLD}
+        return {**self.grid.to_json(), **measured}
 
     def _facts(self) -> dict[str, Any]:
         return {**provenance(self.grid, self.command), "data": data_checksums(self.grid), "grid": self.grid.to_json()}
