@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-ORACLES_STAMP := $(VENV)/.oracles
+DEV_STAMP := $(VENV)/.installed-dev
 RUN    ?= runs/optigradtrust
 OUT    ?= runs/optigradtrust/evaluation
 
@@ -19,20 +19,22 @@ SANITIZED := build/sanitize
 SANITIZE  := -fsanitize=address,undefined
 CXX       ?= g++
 
-.PHONY: help setup quickstart held-out controls test test-slow sanitize lint benchmark clean
+.PHONY: help setup setup-dev quickstart held-out controls test test-slow sanitize lint benchmark clean
 
 help:  ## Show the targets.
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
-setup: $(STAMP)  ## Make .venv and install everything.
+setup: $(STAMP)  ## Make .venv and install what training and benchmarks need.
 
 $(STAMP): pyproject.toml constraints.txt setup.py $(wildcard fl_core/training/native/src/*)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[vision]'
 	@touch $@
 
-$(ORACLES_STAMP): $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[oracles]'
+setup-dev: $(DEV_STAMP)  ## Add what tests and checks need, others' libraries to check against included.
+
+$(DEV_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,oracles]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ORACLES)
 	@touch $@
 
@@ -47,13 +49,13 @@ held-out: setup  ## Benchmark the quickstart's policy on ten seeds; writes resul
 controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.
 	$(BIN)/python -m agents.controls
 
-test: setup $(ORACLES_STAMP)  ## Run the tests, others' libraries to check against included.
+test: setup-dev  ## Run the tests.
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
-test-slow: setup  ## Run the tests that take minutes.
+test-slow: setup-dev  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
 
-sanitize: setup  ## Build the native engine with address and undefined-behaviour sanitizers and test it.
+sanitize: setup-dev  ## Build the native engine with address and undefined-behaviour sanitizers and test it.
 	CXXFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
 	  $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
 	OPTIGRAD_LIBRARY="$$(find "$(CURDIR)/$(SANITIZED)" -name '_kernels*.so')" \
@@ -61,7 +63,7 @@ sanitize: setup  ## Build the native engine with address and undefined-behaviour
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
 	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py
 
-lint: setup  ## Check style and types.
+lint: setup-dev  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

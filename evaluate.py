@@ -1,138 +1,137 @@
 """Benchmarks trust policies against aggregation rules: `python evaluate.py --help`."""
 
 import os
-import platform
 import shlex
 import sys
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
 from rich.console import Console
 from tqdm import tqdm
 
-from agents.benchmark import Grid, ResultsFile, policy_label, run
-from agents.deployed import read_card
-from agents.environments import base_env, given_settings, make_env
-from agents.report import to_markdown, to_picture, to_rich, write_page
-from agents.statistics import summarise
-from fl_core import settings_of
-from fl_core.files import write_atomically, write_json
-from optigrad_env.scenarios import attack_set
+from agents.evaluation.benchmark import Benchmark
+from agents.evaluation.configuration import make_grid, read_config, read_preset
+from agents.evaluation.estimate import estimate_seconds, show_seconds
+from agents.evaluation.report.tables import to_rich
+from agents.evaluation.results import FAILURES
+
+_GRID = (
+    *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "env_id", "num_clients"),
+    *("rounds", "num_byzantine"),
+)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Runs every rule and policy on the same federations and writes results.csv, summary.json, report.html and a PNG.
+    """Runs every rule and policy on the same federations and writes results.csv and report.html.
 
     Every rule sees the same partition, attackers, initial model and client batches for a seed. Accuracy is the mean
-    over the last three rounds on test data that no choice has touched.
+    over the last three rounds on test data that no choice has touched. A run that was stopped is continued by the same
+    command. What is left unsaid comes from --config, then --preset, then the defaults: the held-out attacks on digits,
+    0 and 30 % malicious, alpha 0.5 and 0.1, five seeds.
     """
 
-    policies: tuple[str, ...] = ()
-    """Run directories of trained policies."""
-    rules: tuple[str, ...] = ("fedavg", "median", "trimmed_mean", "krum", "fltrust", "shapley", "root_only")
-    """Aggregation rules; oracle and anchored_oracle are always run, for the regret."""
-    attacks: tuple[str, ...] = ("held_out",)
-    """Attacks by name, or train, held_out, all."""
-    malicious_fraction: tuple[float, ...] = (0.0, 0.3)
+    preset: str | None = None
+    """A grid that comes with the package: quick, paper, held-out, adaptive, scaling."""
+    config: Path | None = None
+    """YAML file of settings by the names of these flags, and `settings:` of the federations."""
+    policies: tuple[str, ...] | None = None
+    """Run directories of trained policies; `shipped` is the one that comes with the package for each data set."""
+    rules: tuple[str, ...] | None = None
+    """Aggregation rules; oracle, anchored_oracle and root_only are always run, for the figures of merit."""
+    attacks: tuple[str, ...] | None = None
+    """Attacks by name (`ipm:epsilon=2` sets an option), or train, train_colluding, held_out, adaptive, all."""
+    malicious_fraction: tuple[float, ...] | None = None
     """Shares of malicious clients; 0 is one scenario without attack."""
-    alpha: tuple[float, ...] = (0.5, 0.1)
-    """Dirichlet concentrations of the clients' labels; small is heterogeneous."""
-    seeds: int = 5
+    heterogeneity: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["--alpha"])] = None
+    """Dirichlet alphas of the clients' labels (small is heterogeneous), iid, label_skew_70, label_skew_90, ..."""
+    seeds: int | None = None
     """Number of seeds, from 0 upwards."""
-    env_id: str = "OptiGrad/Digits-v0"
-    """Environment whose federation is used."""
-    num_clients: int | None = None
-    """Clients, by default the environment's."""
-    data_dir: Path | None = None
-    """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
-    download: bool = False
-    """Fetch the data set's files if they are missing."""
-    rounds: int = 20
-    """Rounds of a run."""
+    env_id: tuple[str, ...] | None = None
+    """Environments whose federations are used."""
+    num_clients: tuple[int, ...] | None = None
+    """Numbers of clients, by default the environment's."""
+    rounds: int | None = None
+    """Rounds of a run; 20 by default."""
     num_byzantine: int | None = None
     """What rules that need it are told; by default each assumes 30 % of the clients."""
+    controls: bool = False
+    """Run the negative controls too: features shuffled between clients, labels of the root data shuffled."""
+    features: bool = True
+    """Record the features of every client, for the report."""
+    plugin: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
+    """Python file that registers attacks and rules of your own; may be given several times."""
+    data_dir: Path | None = None
+    """Where the data sets' files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
+    download: bool = False
+    """Fetch the data sets' files if they are missing."""
     workers: int = os.cpu_count() or 1
     """Processes, one thread each."""
+    ray: str | None = None
+    """Address of a Ray cluster to run on instead; `auto` finds one on this machine."""
     out: Path = Path("results/evaluation")
-    """Where the results go."""
+    """Where the results go; a run of the same grid that is there is continued."""
     overwrite: bool = False
     """Replace the results that are there."""
+    cell: str | None = None
+    """Cell whose trust over rounds the report shows: a name from curves/, without its ending."""
     progress: bool = True
     """Show a progress bar."""
 
 
-def main(arguments: Arguments) -> None:
-    """Runs the benchmark and prints the table."""
-    grid = _grid(arguments)
-    learned = [policy_label(policy) for policy in grid.policies]
-    facts = _facts(arguments, grid)  # before the long part: nothing may fail between the last row and the summary
-    cells = len(grid.cells())
-    print(
-        f"{cells} scenarios x seeds, {len(grid.labels())} rules each, {grid.rounds} rounds, {arguments.workers} workers"
-    )
-    rows: list[dict[str, Any]] = []
-    results = ResultsFile(arguments.out / "results.csv", overwrite=arguments.overwrite)
-    try:
-        for batch in tqdm(run(grid, arguments.workers), total=cells, desc="evaluate", disable=not arguments.progress):
-            results.append(batch)
-            rows += batch
-    except KeyboardInterrupt:
-        sys.exit(f"\ninterrupted: the {len(rows)} rows so far are in {arguments.out / 'results.csv'}")
-    finally:
-        results.close()
-
-    entries = summarise(rows)
-    picture = to_picture(rows, entries, learned)
-    write_json(arguments.out / "summary.json", {**facts, "rules": entries})
-    write_atomically(arguments.out / "summary.md", to_markdown(entries).encode())
-    write_atomically(arguments.out / "regret.png", picture)
-    write_page(arguments.out / "report.html", entries, picture, {name: str(value) for name, value in facts.items()})
-    Console(width=None if sys.stdout.isatty() else 140).print(to_rich(entries, f"attacks: {facts['attacks']}", learned))
-    print(f"report {arguments.out / 'report.html'}    picture {arguments.out / 'regret.png'}")
-
-
-def _grid(arguments: Arguments) -> Grid:
-    for name in ("seeds", "workers"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    given = given_settings(num_clients=arguments.num_clients, data_dir=arguments.data_dir, download=arguments.download)
-    env = base_env(make_env(arguments.env_id, **given))
-    settings = settings_of(env.federation.config)
-    del settings["split_seed"]  # the benchmark's federations draw root data and initial weights by their own seeds
-    return Grid(
-        rules=arguments.rules,
-        policies=arguments.policies,
-        attacks=tuple(name for given in arguments.attacks for name in attack_set(given)),
-        malicious_fractions=arguments.malicious_fraction,
-        alphas=arguments.alpha,
-        seeds=tuple(range(arguments.seeds)),
-        rounds=arguments.rounds,
-        num_byzantine=arguments.num_byzantine,
-        settings=settings,
-    )
+def main(arguments: Arguments) -> int:
+    """Runs the benchmark, prints the table, and returns the exit status: 1 if a run failed, 130 after Ctrl-C."""
+    if arguments.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {arguments.workers}")
+    grid = make_grid(*_layers(arguments))
+    command = shlex.join(["python", *sys.argv])
+    benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.cell)
+    with benchmark.open() as directory:
+        missing, every, rules = directory.missing(), len(grid.cells()), len(grid.labels())
+        print(f"{every} cells, {rules} rules each, {grid.rounds} rounds; {every - len(missing)} done before")
+        if missing:
+            workers = 1 if arguments.ray else arguments.workers
+            seconds = show_seconds(estimate_seconds(grid, missing, workers))
+            where = "one core, before Ray shares it out" if arguments.ray else f"{workers} workers"
+            print(f"about {seconds} on {where}; results in {arguments.out}")
+        with tqdm(total=len(missing), desc="evaluate", disable=not arguments.progress) as bar:
+            try:
+                failures = benchmark.run(
+                    directory, workers=arguments.workers, ray=arguments.ray, on_cell=lambda _: bar.update()
+                )
+            except KeyboardInterrupt:
+                print(f"\ninterrupted: the cells so far are in {arguments.out}; the same command continues")
+                return 130
+        report = benchmark.report()
+    Console(width=None if sys.stdout.isatty() else 200).print(to_rich(report.table))
+    print(f"report {report.page}")
+    for failure in failures:
+        print(f"failed: {failure.rule or 'all rules'} in {failure.cell.name}: {failure.error}", file=sys.stderr)
+    if failures:
+        print(f"{len(failures)} failed, see {arguments.out / FAILURES}; the same command tries again", file=sys.stderr)
+    return 1 if failures else 0
 
 
-def _facts(arguments: Arguments, grid: Grid) -> dict[str, Any]:
-    return {
-        "command": shlex.join(["python", *sys.argv]),
-        "attacks": ", ".join(grid.attacks),
-        "seeds": arguments.seeds,
-        "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "numpy")},
-        "python": platform.python_version(),
-        "policies": {policy_label(policy): read_card(policy)["provenance"] for policy in grid.policies},
-    }
+def _layers(arguments: Arguments) -> list[dict[str, Any]]:
+    """What the preset, the file and the flags say, in this order."""
+    preset = read_preset(arguments.preset) if arguments.preset is not None else {}
+    config = read_config(arguments.config) if arguments.config is not None else {}
+    flags: dict[str, Any] = {name: getattr(arguments, name) for name in _GRID}
+    flags |= {"controls": arguments.controls or None, "features": None if arguments.features else False}
+    settings = {"data_dir": arguments.data_dir and str(arguments.data_dir), "download": arguments.download or None}
+    flags["settings"] = {name: value for name, value in settings.items() if value is not None}
+    flags["plugins"] = [*config.get("plugins", []), *arguments.plugin] or None
+    return [preset, config, flags]
 
 
 def cli() -> None:
     """Entry point: errors of the user's making are one line, not a traceback."""
     torch.set_num_threads(1)
     try:
-        main(tyro.cli(Arguments))
+        sys.exit(main(tyro.cli(Arguments)))
     except ValueError as error:
         sys.exit(f"evaluate: {error}")
 

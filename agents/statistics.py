@@ -1,166 +1,234 @@
-"""Means and standard errors of benchmark rows, paired by seed."""
+"""Robust statistics of benchmark rows: inter-quartile means, bootstrap intervals, paired comparisons, profiles.
+
+The definitions are those of Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the Statistical
+Precipice" (arXiv 2108.13264, the ``rliable`` library), on matrices of scores (S seeds, T tasks): a task is a scenario.
+One thing differs. There the runs of two tasks are independent, so each task is resampled by itself. Here a seed is the
+same root data, partition and initial model under every attack: resampled by itself, one lucky seed in twenty attacks
+would count as twenty runs. Seeds are therefore drawn once for all tasks (``shared_seeds``), which is wider and right.
+"""
 
 import csv
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from math import inf, isnan, nan, sqrt
+from dataclasses import dataclass
+from math import isnan, nan
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 Row = Mapping[str, Any]
+Scores = NDArray[np.float64]
+# Of an array of score matrices (..., S, T) to one number each (...).
+Statistic = Callable[[Scores], Scores]
+
+REPETITIONS = 2000
+CONFIDENCE = 0.95
+# What tells two scenarios apart, beside the seed.
+TASK = ("env_id", "num_clients", "heterogeneity", "attack", "malicious_fraction")
+_WORDS = ("rule", "attack", "env_id", "heterogeneity")
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds, each seed's value itself a mean over scenarios.
+    """A statistic with its bootstrap interval.
 
     Attributes:
-        mean: The mean; NaN without data.
-        standard_error: Over seeds; NaN for fewer than two.
+        value: The statistic; NaN without data.
+        low: Lower end of the 95 % interval; NaN for fewer than two seeds.
+        high: Upper end.
         seeds: Number of seeds.
     """
 
-    mean: float
-    standard_error: float
+    value: float
+    low: float
+    high: float
     seeds: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.2f} ± {self.standard_error:.2f}" if self.seeds > 1 else f"{self.mean:.2f}"
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]" if self.seeds > 1 else f"{self.value:.2f}"
 
 
-def over_seeds(rows: Iterable[Row], column: str, scale: float = 1.0) -> Estimate:
-    """Mean of a column: within each seed first, then over seeds.
+NOTHING = Estimate(nan, nan, nan, 0)
 
-    Rules are compared on the same seeds, so scenario-to-scenario variation does not belong in the error.
+
+def mean(scores: Scores) -> Scores:
+    """Mean over seeds and tasks of (..., S, T)."""
+    result: Scores = np.asarray(scores.mean(axis=(-2, -1)))
+    return result
+
+
+def interquartile_mean(scores: Scores) -> Scores:
+    """Mean of the middle half of all S·T scores: a quarter, rounded down, is cut at either end."""
+    flat = scores.reshape(*scores.shape[:-2], -1)
+    cut = flat.shape[-1] // 4
+    middle = np.partition(flat, (cut, flat.shape[-1] - cut - 1), axis=-1)[..., cut : flat.shape[-1] - cut]
+    result: Scores = np.asarray(middle.mean(axis=-1))
+    return result
+
+
+def worst_task(scores: Scores) -> Scores:
+    """Lowest mean over seeds of any task."""
+    result: Scores = np.asarray(scores.mean(axis=-2).min(axis=-1))
+    return result
+
+
+def probability_of_improvement(ours: Scores, theirs: Scores) -> Scores:
+    """P(X > Y) for a run of ours and one of theirs, ties counting half; mean over tasks.
+
+    Args:
+        ours: (..., S, T).
+        theirs: (..., S', T).
     """
-    by_seed: dict[Any, list[float]] = {}
-    for row in rows:
-        if row[column] is not None:
-            by_seed.setdefault(row["seed"], []).append(scale * float(row[column]))
-    means = [fmean(values) for values in by_seed.values()]
-    if not means:
-        return Estimate(nan, nan, 0)
-    error = stdev(means) / sqrt(len(means)) if len(means) > 1 else nan
-    return Estimate(fmean(means), error, len(means))
+    x, y = ours[..., :, None, :], theirs[..., None, :, :]
+    result: Scores = np.asarray(((x > y) + 0.5 * (x == y)).mean(axis=(-3, -2, -1)))
+    return result
 
 
-def worst_attack(rows: Sequence[Row], column: str, scale: float = 1.0) -> float:
-    """The largest mean of a column over any single attack and heterogeneity; NaN without data."""
-    keys = {(row["attack"], row["malicious_fraction"], row["alpha"]) for row in rows}
-    groups = [[row for row in rows if (row["attack"], row["malicious_fraction"], row["alpha"]) == key] for key in keys]
-    return max((over_seeds(group, column, scale).mean for group in groups), default=nan)
+def performance_profile(scores: Scores, thresholds: Scores) -> Scores:
+    """Share of the S·T runs above each threshold: (..., S, T), (K,) to (..., K)."""
+    flat = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    above = [(flat > threshold).mean(axis=-1) for threshold in thresholds]
+    return np.stack(above, axis=-1)
 
 
-def alphas_of(rows: Iterable[Row]) -> list[float | None]:
-    """Concentrations in the rows, IID (``None``) first, then from large to small."""
-    return sorted({row["alpha"] for row in rows}, key=lambda alpha: inf if alpha is None else alpha, reverse=True)
+def resampled(scores: Scores, *, repetitions: int = REPETITIONS, shared_seeds: bool = True, entropy: int = 0) -> Scores:
+    """Bootstrap replicates of a score matrix, stratified by task: seeds are drawn, tasks stay.
+
+    Args:
+        scores: (S, T).
+        repetitions: R.
+        shared_seeds: Draw the seeds once for all tasks; otherwise for every task by itself, as rliable does.
+        entropy: Seed of the draw. Two rules with equal entropy get the same seeds, so their difference is paired.
+
+    Returns:
+        (R, S, T).
+    """
+    seeds, tasks = scores.shape
+    generator = np.random.default_rng(entropy)
+    picks = generator.integers(seeds, size=(repetitions, seeds, 1 if shared_seeds else tasks))
+    return scores[picks, np.arange(tasks)]
+
+
+def estimate(scores: Scores, statistic: Statistic = mean, *, shared_seeds: bool = True) -> Estimate:
+    """A statistic of (S, T) scores and its percentile interval; (0, T) or (S, 0) has none."""
+    if 0 in scores.shape:
+        return NOTHING
+    return _interval(statistic(scores), lambda: statistic(resampled(scores, shared_seeds=shared_seeds)), len(scores))
+
+
+def estimate_improvement(ours: Scores, theirs: Scores) -> Estimate:
+    """Probability of improvement of rules that saw the same seeds and tasks, both (S, T)."""
+    if 0 in ours.shape:
+        return NOTHING
+
+    def replicates() -> Scores:
+        return probability_of_improvement(resampled(ours, repetitions=500), resampled(theirs, repetitions=500))
+
+    return _interval(probability_of_improvement(ours, theirs), replicates, len(ours))
+
+
+def _interval(value: Scores, replicates: Callable[[], Scores], seeds: int) -> Estimate:
+    if seeds < 2:
+        return Estimate(float(value), nan, nan, seeds)
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(replicates(), [tail, 1 - tail])
+    return Estimate(float(value), float(low), float(high), seeds)
+
+
+def task_of(row: Row) -> tuple[Any, ...]:
+    """The scenario of a row, without its seed."""
+    return tuple(row.get(name) for name in TASK)
+
+
+def score_matrix(rows: Iterable[Row], column: str, scale: float = 1.0) -> tuple[Scores, list[Any], list[Any]]:
+    """Rows of one rule as (S, T) scores, with its seeds and its tasks.
+
+    A matrix has no holes: a seed in which a task is missing (a cell that failed, a figure that is not defined there)
+    costs the task, if fewer values are lost that way than by leaving out the seed, else the seed.
+    """
+    values = {(row["seed"], task_of(row)): row.get(column) for row in rows}
+    known = {key: scale * float(value) for key, value in values.items() if value is not None and not isnan(value)}
+    seeds, tasks = (list(dict.fromkeys(key[i] for key in known)) for i in (0, 1))
+    while seeds and tasks:
+        holes = [(seed, task) for seed in seeds for task in tasks if (seed, task) not in known]
+        if not holes:
+            break
+        worst_seed = max(seeds, key=lambda seed: sum(hole[0] == seed for hole in holes))
+        worst_task = max(tasks, key=lambda task: sum(hole[1] == task for hole in holes))
+        by_seed, by_task = (sum(hole[i] == worst for hole in holes) for i, worst in enumerate((worst_seed, worst_task)))
+        if by_seed / len(tasks) >= by_task / len(seeds):
+            seeds.remove(worst_seed)
+        else:
+            tasks.remove(worst_task)
+    matrix = np.array([[known[seed, task] for task in tasks] for seed in seeds], dtype=np.float64)
+    return matrix.reshape(len(seeds), len(tasks)), seeds, tasks
+
+
+def paired_scores(rows: Sequence[Row], rule: str, other: str, column: str, scale: float = 1.0) -> tuple[Scores, Scores]:
+    """Scores of two rules on the seeds and tasks that both have, each (S, T)."""
+    theirs = {
+        (row["seed"], task_of(row)): scale * float(row[column])
+        for row in rows
+        if row["rule"] == other and row.get(column) is not None
+    }
+    common = [row for row in rows if row["rule"] == rule and (row["seed"], task_of(row)) in theirs]
+    ours, seeds, tasks = score_matrix(common, column, scale)
+    matrix = np.array([[theirs[seed, task] for task in tasks] for seed in seeds], dtype=np.float64)
+    return ours, matrix.reshape(ours.shape)
 
 
 def paired_difference(rows: Sequence[Row], rule: str, other: str, column: str = "test_accuracy") -> Estimate:
-    """Mean over seeds of a rule's column minus another's under attack, in points; both saw the same seeds."""
-    theirs = {_cell(row): row[column] for row in rows if row["rule"] == other}
-    pairs = [
-        {"seed": row["seed"], "difference": row[column] - theirs[_cell(row)]}
-        for row in rows
-        if row["rule"] == rule and row["malicious_fraction"] > 0 and _cell(row) in theirs
-    ]
-    return over_seeds(pairs, "difference", 100)
-
-
-def _cell(row: Row) -> tuple[Any, ...]:
-    return row["attack"], row["malicious_fraction"], row["alpha"], row["seed"]
+    """A rule's column minus another's under attack, in points, over the same seeds and scenarios."""
+    attacked = [row for row in rows if row["malicious_fraction"] > 0]
+    ours, theirs = paired_scores(attacked, rule, other, column, 100)
+    return estimate(ours - theirs)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """Rows of a ``results.csv``, numbers as numbers and empty fields as ``None``."""
+    """Rows of a ``results.csv`` or ``timings.csv``: numbers as numbers, empty fields as ``None``.
+
+    Older files have no column ``heterogeneity``; it is filled in from ``alpha``.
+    """
     with path.open(newline="") as file:
-        return [{name: _parse(name, value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: _parse(name, value) for name, value in row.items()} for row in csv.DictReader(file)]
+    for row in rows:
+        if "heterogeneity" not in row:
+            row["heterogeneity"] = "iid" if row["alpha"] is None else f"{row['alpha']:g}"
+    return rows
 
 
 def _parse(name: str, value: str) -> Any:
-    if name in ("rule", "attack"):
+    if name in _WORDS:
         return value
-    if name == "held_out":
+    if value in ("True", "False"):
         return value == "True"
     return None if value == "" else float(value)
 
 
-def summarise(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """One entry a rule, best mean regret under attack first; accuracies and regrets in percentage points.
-
-    Args:
-        rows: Rows of ``results.csv``.
-
-    Returns:
-        For each rule: ``accuracy`` and ``regret`` under attack, with the same per α in ``regret_by_alpha``, the
-        ``worst_regret`` over attacks, ``accuracy_no_attack``, ``loss_to_fedavg_no_attack`` and
-        ``seconds_per_round``.
-    """
-
-    def select(rule: str, condition: Callable[[Row], bool]) -> list[Row]:
-        return [row for row in rows if row["rule"] == rule and condition(row)]
-
-    def attacked(row: Row) -> bool:
-        return bool(row["malicious_fraction"] > 0)
-
-    alphas = alphas_of(rows)
-    entries = []
-    for rule in dict.fromkeys(row["rule"] for row in rows):
-        under_attack = select(rule, attacked)
-        quiet = select(rule, lambda row: not attacked(row))
-        entries.append(
-            {
-                "rule": rule,
-                "accuracy": asdict(over_seeds(under_attack, "test_accuracy", 100)),
-                "regret": asdict(over_seeds(under_attack, "regret", 100)),
-                "regret_anchored": asdict(over_seeds(under_attack, "regret_anchored", 100)),
-                "regret_by_alpha": {
-                    str(alpha): asdict(over_seeds([r for r in under_attack if r["alpha"] == alpha], "regret", 100))
-                    for alpha in alphas
-                },
-                "worst_regret": worst_attack(under_attack, "regret", 100),
-                "accuracy_no_attack": asdict(over_seeds(quiet, "test_accuracy", 100)),
-                "loss_to_fedavg_no_attack": asdict(_loss_to_fedavg(quiet, rows)),
-                "seconds_per_round": over_seeds(select(rule, lambda row: True), "seconds_per_round").mean,
-            }
-        )
-    return sorted(entries, key=_regret_or_last)
-
-
-def _loss_to_fedavg(quiet: Sequence[Row], rows: Sequence[Row]) -> Estimate:
-    """Paired difference of test accuracy to FedAvg without attack, in points; positive is worse than FedAvg."""
-    fedavg = {
-        (row["alpha"], row["seed"]): row["test_accuracy"]
-        for row in rows
-        if row["rule"] == "fedavg" and not row["malicious_fraction"]
-    }
-    pairs = [
-        {"seed": row["seed"], "loss": fedavg[row["alpha"], row["seed"]] - row["test_accuracy"]}
-        for row in quiet
-        if (row["alpha"], row["seed"]) in fedavg
-    ]
-    return over_seeds(pairs, "loss", 100)
-
-
-def _regret_or_last(entry: Mapping[str, Any]) -> tuple[bool, float]:
-    mean = entry["regret"]["mean"]
-    return isnan(mean), mean
+def heterogeneities_of(rows: Iterable[Row]) -> list[str]:
+    """Kinds of heterogeneity in the rows, in their order."""
+    return list(dict.fromkeys(row["heterogeneity"] for row in rows))
 
 
 def main(path: str, rule: str) -> None:
-    """Prints the paired difference of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
-    rows = read_results(Path(path))
+    """Prints the paired comparison of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
+    rows = [row for row in read_results(Path(path)) if row["malicious_fraction"] > 0]
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     if rule not in rules:
-        sys.exit(f"no rule {rule!r} in {path}; there are: {', '.join(rules)}")
-    print(f"{rule} minus another rule under attack, points of test accuracy, mean ± standard error over seeds")
-    for alpha in [None, *alphas_of(rows)]:
-        chosen = rows if alpha is None else [row for row in rows if row["alpha"] == alpha]
+        sys.exit(f"no rule {rule!r} under attack in {path}; there are: {', '.join(rules)}")
+    print(
+        f"{rule} minus another rule under attack, points of test accuracy, with 95 % bootstrap intervals over seeds;\n"
+        "P: probability that a run of it is better"
+    )
+    for kind in ["all", *heterogeneities_of(rows)]:
+        chosen = [row for row in rows if kind in ("all", row["heterogeneity"])]
         for other in rules:
             if other != rule:
-                print(f"  α {alpha or 'all'}  {other:>16}  {paired_difference(chosen, rule, other)}")
+                ours, theirs = paired_scores(chosen, rule, other, "test_accuracy", 100)
+                better = probability_of_improvement(ours, theirs) if ours.size else nan
+                print(f"  {kind:>13}  {other:>24}  {estimate(ours - theirs)!s:>24}  P {better:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Put an attack and an aggregation rule of your own beside the others.
 
+python evaluate.py --plugin examples/own_attack_and_rule.py --rules fedavg shortest_half fltrust --attacks echo alie
 python examples/own_attack_and_rule.py
 """
 
@@ -8,8 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agents.benchmark import Grid, run
-from agents.statistics import summarise
+from agents.evaluation import Grid, run_grid, summarise
 from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
 from fl_core.attacks import AdversaryView, Attack, register_attack
 
@@ -41,16 +41,12 @@ class ShortestHalf(Rule):
 def main() -> None:
     """A small benchmark."""
     grid = Grid(
-        rules=("fedavg", "shortest_half", "fltrust"),
-        policies=(),
-        attacks=("echo",),
-        malicious_fractions=(0.3,),
-        alphas=(0.5,),
-        seeds=(0, 1),
+        rules=("fedavg", "shortest_half", "fltrust"), attacks=("echo",), malicious_fractions=(0.3,), seeds=(0, 1)
     )
-    rows = [row for batch in run(grid, workers=1) for row in batch]
+    rows = [row for result in run_grid(grid) for row in result.rows]
     for entry in summarise(rows):
-        print(f"{entry['rule']:>16}: accuracy {entry['accuracy']['mean']:.1f} %, regret {entry['regret']['mean']:+.1f}")
+        accuracy, regret = entry["accuracy"]["value"], entry["regret"]["value"]
+        print(f"{entry['rule']:>16}: accuracy {accuracy:.1f} %, regret {regret:+.1f}")
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ class Federation:
         malicious = self.malicious[self.participants]
         attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(malicious.any())
         trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
-        # A copy, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers' honest
-        # training and the clients' own BatchNorm lie.
+        # A copy, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
+        # honest training and the clients' own BatchNorm lie.
         updates, reference = trained[:-1], trained[-1].clone()
         see = partial(self.server_view, reference)
         if attacking:

@@ -1,9 +1,13 @@
-"""The benchmark command, called as a function on a grid of a few rounds."""
+"""The benchmark command: called as a function on a grid of a few rounds, and as a process that is killed."""
 
 import csv
 import json
+import random
+import re
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,13 @@ import pytest
 import torch
 
 import evaluate
-from agents import benchmark
 from agents.deployed import save_policy
+from agents.evaluation import benchmark as benchmark_module
 from agents.trust_net import TrustNet
 from evaluate import Arguments, main
 
 ROOT = Path(evaluate.__file__).parent
+REFERENCES = {"oracle", "anchored_oracle", "root_only"}
 
 
 @pytest.fixture
@@ -27,10 +32,12 @@ def arguments(tmp_path: Path) -> Arguments:
         rules=("fedavg", "krum"),
         attacks=("sign_flip", "alie"),
         malicious_fraction=(0.0, 0.4),
-        alpha=(0.5,),
+        heterogeneity=("0.5",),
         seeds=1,
-        num_clients=5,
+        env_id=("OptiGrad/Softmax-v0",),
+        num_clients=(5,),
         rounds=3,
+        features=False,
         workers=1,
         out=tmp_path / "results" / "tiny",
         progress=False,
@@ -49,78 +56,140 @@ def table(directory: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_benchmark_leaves_table_summary_page_and_picture(
+def test_a_benchmark_leaves_tables_summary_page_and_pictures(
     arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.manual_seed(0)
-    policy = save_policy(TrustNet(), tmp_path / "runs" / "mine", {"seed": 7})
-    main(replace(arguments, policies=(str(policy),)))
+    policy = save_policy(TrustNet(), tmp_path / "runs" / "mine", {"attacks_seen": ["sign_flip"], "seed": 7})
+    assert main(replace(arguments, policies=(str(policy),), features=True)) == 0
+    rules = {"mine", "fedavg", "krum"} | REFERENCES
     rows = table(arguments.out)
-    rules = {"mine", "fedavg", "krum", "oracle", "anchored_oracle"}
     assert {row["rule"] for row in rows} == rules
     assert len(rows) == len(rules) * 3
     summary = strict_json(arguments.out / "summary.json")
     assert {entry["rule"] for entry in summary["rules"]} == rules
-    assert summary["policies"] == {"mine": {"seed": 7}}
-    assert summary["seeds"] == 1
-    assert "torch" in summary["versions"]
-    for picture in arguments.out.glob("*.png"):
-        assert matplotlib.image.imread(picture).ndim == 3
-    assert list(arguments.out.glob("*.png"))
+    assert summary["policies"]["mine on OptiGrad/Softmax-v0"]["provenance"]["seed"] == 7
+    assert summary["seeds"] == [0]
+    assert summary["versions"]["torch"]
+    assert summary["attacks"] == {"sign_flip": "seen by mine", "alie": "held out"}
+    drawn = {path.stem for path in (arguments.out / "plots").glob("*.svg")}
+    assert drawn >= {"heatmap", "regret_by_fraction", "learning_curves", "trust", "features", "time_accuracy"}
+    for name in drawn:
+        assert matplotlib.image.imread(arguments.out / "plots" / f"{name}.png").ndim == 3
+    for name in ("headline", "merits", "comparison", "seen", "features"):
+        assert (arguments.out / "tables" / f"{name}.csv").stat().st_size
+        assert r"\toprule" in (arguments.out / "tables" / f"{name}.tex").read_text()
     page = (arguments.out / "report.html").read_text()
-    assert "http" not in page.split("data:image/png;base64,")[0]
     for rule in rules:
-        assert f"<td>{rule}</td>" in page
+        assert f'<th scope="row">{rule}</th>' in page
     printed = capsys.readouterr().out
+    assert "3 cells, 6 rules each, 3 rounds; 0 done before" in printed
+    assert re.search(r"about \d+ s on 1 workers", printed)
     assert "mine" in printed
     assert str(arguments.out / "report.html") in printed
 
 
 def test_the_summary_is_made_of_the_rows_of_the_csv(arguments: Arguments) -> None:
-    main(arguments)
+    main(replace(arguments, attacks=("alie", "ipm")))
     rows = table(arguments.out)
     for entry in strict_json(arguments.out / "summary.json")["rules"]:
         mine = [row for row in rows if row["rule"] == entry["rule"] and float(row["malicious_fraction"]) > 0]
-        accuracy = 100 * sum(float(row["test_accuracy"]) for row in mine) / len(mine)
-        assert entry["accuracy"]["mean"] == pytest.approx(accuracy)
-        assert entry["worst_regret"] == pytest.approx(100 * max(float(row["regret"]) for row in mine))
+        assert entry["accuracy"]["value"] == pytest.approx(
+            100 * sum(float(row["test_accuracy"]) for row in mine) / len(mine)
+        )
+        assert entry["worst_regret"]["value"] == pytest.approx(100 * max(float(row["regret"]) for row in mine))
 
 
-def test_attack_sets_are_spelled_out_in_the_summary(arguments: Arguments) -> None:
-    main(replace(arguments, rules=("fedavg",), attacks=("held_out",), malicious_fraction=(0.4,)))
-    rows = table(arguments.out)
-    assert {row["held_out"] for row in rows} == {"True"}
-    named = strict_json(arguments.out / "summary.json")["attacks"].split(", ")
-    assert set(named) == {row["attack"] for row in rows} >= {"alie", "ipm", "min_max"}
+def test_the_same_command_on_finished_results_runs_nothing_and_writes_the_report_again(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(arguments)
+    before = (arguments.out / "results.csv").read_bytes()
+    (arguments.out / "report.html").unlink()
+
+    def refuse(grid: Any, cells: list[Any], **_: Any) -> list[Any]:
+        assert not cells
+        return []
+
+    monkeypatch.setattr(benchmark_module, "run_grid", refuse)
+    assert main(arguments) == 0
+    assert (arguments.out / "results.csv").read_bytes() == before
+    assert (arguments.out / "report.html").exists()
+    assert "3 done before" in capsys.readouterr().out
 
 
-def test_old_results_are_kept_unless_they_may_be_replaced(arguments: Arguments) -> None:
+def test_results_of_another_grid_are_kept_unless_they_may_be_replaced(arguments: Arguments) -> None:
     arguments = replace(arguments, rules=("fedavg",), malicious_fraction=(0.0,))
     main(arguments)
     before = (arguments.out / "results.csv").read_bytes()
-    with pytest.raises(ValueError, match=r"results\.csv exists already.*--overwrite"):
-        main(arguments)
+    with pytest.raises(ValueError, match=r"another grid.*rules was .*fedavg.* is .*median.*--overwrite"):
+        main(replace(arguments, rules=("median",)))
     assert (arguments.out / "results.csv").read_bytes() == before
     main(replace(arguments, overwrite=True, rules=("median",)))
-    assert {row["rule"] for row in table(arguments.out)} == {"median", "oracle", "anchored_oracle"}
+    assert {row["rule"] for row in table(arguments.out)} == {"median"} | REFERENCES
 
 
-def test_ctrl_c_keeps_the_rows_so_far_and_says_where_they_are(
-    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+def test_ctrl_c_keeps_the_cells_so_far_and_the_same_command_continues(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_cell, cells = benchmark.run_cell, []
+    run_grid = benchmark_module.run_grid
 
-    def second_is_interrupted(*cell: Any) -> Any:
-        cells.append(cell)
-        if len(cells) == 2:
-            raise KeyboardInterrupt
-        return run_cell(*cell)
+    def interrupted(*given: Any, **named: Any) -> Any:
+        yield next(iter(run_grid(*given, **named)))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "run_cell", second_is_interrupted)
-    with pytest.raises(SystemExit) as stopped:
-        main(arguments)
-    assert str(arguments.out / "results.csv") in str(stopped.value)
-    assert {row["rule"] for row in table(arguments.out)} == {"fedavg", "krum", "oracle", "anchored_oracle"}
+    with monkeypatch.context() as patch:
+        patch.setattr(benchmark_module, "run_grid", interrupted)
+        assert main(arguments) == 130
+    assert str(arguments.out) in capsys.readouterr().out
+    assert {row["rule"] for row in table(arguments.out)} == {"fedavg", "krum"} | REFERENCES
+    assert main(arguments) == 0
+    assert "1 done before" in capsys.readouterr().out
+    assert len(table(arguments.out)) == 5 * 3
+
+
+FAILING = """
+from fl_core.aggregation import Rule, register_rule
+
+@register_rule("fails_in_round_two")
+class Fails(Rule):
+    def aggregate(self, view):
+        if view.round == 2:
+            raise RuntimeError("no more")
+        return make_rule("fedavg").aggregate(view)
+
+from fl_core.aggregation import make_rule
+"""
+
+
+def test_a_run_that_fails_is_in_the_exit_status_and_the_report_and_the_rest_is_there(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "failing.py"
+    plugin.write_text(FAILING)
+    given = replace(arguments, rules=("fails_in_round_two", "fedavg"), plugin=(plugin,), attacks=("alie",))
+    assert main(given) == 1
+    assert "RuntimeError: no more" in capsys.readouterr().err
+    assert {row["rule"] for row in table(arguments.out)} == {"fedavg"} | REFERENCES
+    page = (arguments.out / "report.html").read_text()
+    assert "What failed" in page
+    assert "RuntimeError: no more" in page
+    assert len(strict_json(arguments.out / "failures.json")["failures"]) == 2
+
+
+def test_a_plugins_attack_and_rule_appear_in_every_table_and_plot(arguments: Arguments) -> None:
+    example = ROOT / "examples" / "own_attack_and_rule.py"
+    given = replace(arguments, rules=("shortest_half", "fedavg"), attacks=("echo", "alie"), plugin=(example,))
+    assert main(given) == 0
+    rows = table(arguments.out)
+    assert {row["held_out"] for row in rows if row["attack"] == "echo"} == {"True"}
+    for file in ("headline.csv", "merits.csv", "comparison.csv", "headline.tex"):
+        assert "shortest" in (arguments.out / "tables" / file).read_text()
+    page = (arguments.out / "report.html").read_text()
+    assert "echo · held out" in page
+    drawings = [(arguments.out / "plots" / f"{n}.svg").read_text() for n in ("heatmap", "time_accuracy", "profiles")]
+    assert all("<!-- shortest_half -->" in drawing for drawing in drawings)
+    assert "<!-- echo -->" in drawings[0]
 
 
 @pytest.mark.parametrize(
@@ -133,13 +202,17 @@ def test_ctrl_c_keeps_the_rows_so_far_and_says_where_they_are(
         ({"rules": ()}, "neither rules nor policies"),
         ({"attacks": ("sign_flop",)}, r"'sign_flop'.*sign_flip"),
         ({"attacks": ()}, "attacks is empty"),
-        ({"alpha": (0.0,)}, r"alpha.*0\.0"),
+        ({"heterogeneity": ("0.0",)}, r"alpha.*0\.0"),
+        ({"heterogeneity": ("even",)}, r"'even'.*iid"),
         ({"malicious_fraction": (-0.5,)}, r"malicious_fraction.*-0\.5"),
-        ({"num_clients": 0}, "num_clients.*0"),
-        ({"num_clients": 10**6}, "num_clients=1000000"),
+        ({"num_clients": (0,)}, "num_clients.*0"),
+        ({"num_clients": (10**6,)}, "num_clients=1000000"),
         ({"policies": ("no/such/run",)}, r"no/such/run.*run directory"),
-        ({"env_id": "OptiGrad/Nope-v0"}, r"'OptiGrad/Nope-v0'; there are: .*OptiGrad/Digits-v0"),
-        ({"env_id": "CartPole-v1"}, r"OptiGrad/Digits-v0"),
+        ({"env_id": ("OptiGrad/Nope-v0",)}, r"'OptiGrad/Nope-v0'; there are: .*OptiGrad/Digits-v0"),
+        ({"env_id": ("CartPole-v1",)}, r"OptiGrad/Digits-v0"),
+        ({"preset": "qick"}, r"'qick'.*quick"),
+        ({"config": Path("no.yaml")}, r"no\.yaml cannot be read"),
+        ({"plugin": (Path("no.py"),)}, r"no\.py cannot be read"),
     ],
 )
 def test_a_benchmark_that_cannot_work_is_refused_before_anything_is_written_or_replaced(
@@ -153,6 +226,11 @@ def test_a_benchmark_that_cannot_work_is_refused_before_anything_is_written_or_r
     assert (arguments.out / "results.csv").read_text() == "a month of computing"
 
 
+def test_a_cell_that_is_not_there_cannot_be_shown(arguments: Arguments) -> None:
+    with pytest.raises(ValueError, match=r"unknown cell 'nowhere'; there are: .*alie"):
+        main(replace(arguments, cell="nowhere"))
+
+
 def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Path) -> None:
     command = [sys.executable, "evaluate.py", "--rules", "kurm", "--out", str(tmp_path / "out")]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
@@ -160,3 +238,44 @@ def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
     (line,) = answer.stderr.strip().splitlines()
     assert line.startswith("evaluate: unknown aggregation rule 'kurm'; there are: ")
     assert not (tmp_path / "out").exists()
+
+
+def command_line(out: Path, workers: int) -> list[str]:
+    grid = ["--env-id", "OptiGrad/Softmax-v0", "--num-clients", "5", "--rounds", "8", "--rules", "fedavg", "krum"]
+    grid += ["--attacks", "alie", "sign_flip", "--alpha", "0.5", "iid", "--seeds", "4", "--no-features"]
+    return [sys.executable, "evaluate.py", *grid, "--no-progress", "--workers", str(workers), "--out", str(out)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_killed_ten_times_at_random_moments_and_continued_the_results_are_those_of_an_undisturbed_run(
+    tmp_path: Path, workers: int
+) -> None:
+    subprocess.run(command_line(tmp_path / "whole", 1), check=True, capture_output=True, cwd=ROOT)
+    expected = (tmp_path / "whole" / "results.csv").read_bytes()
+    moments = random.Random(workers)
+    out = tmp_path / "killed"
+    sizes = []
+    for _ in range(10):
+        process = subprocess.Popen(
+            command_line(out, workers), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        )
+        grown = _wait_for_a_cell(process, out)
+        time.sleep(moments.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        sizes.append(len((out / "results.csv").read_bytes().splitlines()) if grown else 0)
+    subprocess.run(command_line(out, workers), check=True, capture_output=True, cwd=ROOT)
+    assert (out / "results.csv").read_bytes() == expected
+    assert any(1 < size < len(expected.splitlines()) for size in sizes)  # some kill came in the middle
+
+
+def _wait_for_a_cell(process: subprocess.Popen[bytes], out: Path) -> bool:
+    """Until the process has written something more, or has ended."""
+    path = out / "results.csv"
+    before = path.stat().st_size if path.exists() else 0
+    while process.poll() is None:
+        if path.exists() and path.stat().st_size != before:
+            return True
+        time.sleep(0.01)
+    return path.exists()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
 from fl_core.aggregation.byzantine import assumed_byzantine
-from fl_core.aggregation.coordinate import trimmed_mean
+from fl_core.aggregation.sorting import trimmed_mean
 from fl_core.aggregation.view import ServerView
 from fl_core.registry import check_known
 

@@ -1,152 +1,202 @@
-"""Means and errors against numpy and by hand."""
+"""Statistics against scipy, numpy, numbers worked out by hand, and the published definitions of rliable."""
 
 import csv
-from itertools import product
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from agents.statistics import Estimate, over_seeds, paired_difference, read_results, summarise, worst_attack
+from agents.statistics import (
+    Estimate,
+    estimate,
+    estimate_improvement,
+    interquartile_mean,
+    mean,
+    paired_difference,
+    performance_profile,
+    probability_of_improvement,
+    read_results,
+    resampled,
+    score_matrix,
+    worst_task,
+)
 
-RULES = {"oracle": 0.0, "good": 0.02, "fedavg": 0.1}
-
-
-def rows(alphas: tuple[float | None, ...] = (0.5, 0.1), seeds: int = 4) -> list[dict[str, Any]]:
-    """Rows whose regret is known: rule's base, plus 0.3 for alie at the last alpha, plus noise of the seed."""
-    rng = np.random.default_rng(0)
-    noise = rng.normal(0, 0.01, size=seeds)
-    made = []
-    for seed, alpha, (attack, fraction), (rule, base) in product(
-        range(seeds), alphas, [("none", 0.0), ("alie", 0.3), ("ipm", 0.3)], RULES.items()
-    ):
-        worst = attack == "alie" and alpha == alphas[-1] and rule != "oracle"
-        regret = base + 0.3 * worst + (noise[seed] if rule != "oracle" else 0)
-        made.append(
-            {
-                "rule": rule,
-                "attack": attack,
-                "malicious_fraction": fraction,
-                "alpha": alpha,
-                "seed": seed,
-                "test_accuracy": 0.9 - regret,
-                "regret": regret,
-                "regret_anchored": regret + 0.01,
-                "seconds_per_round": 0.25,
-            }
-        )
-    return made
+# The example in rliable's own tests (google-research/rliable, tests/rliable/metrics_test.py): three runs against four.
+RLIABLE_X = np.array([[1.0, 2.0], [2.0, 2.0], [1.0, 1.0], [2.0, 1.0]])
+RLIABLE_Y = np.array([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
 
 
-def entry(entries: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    return next(one for one in entries if one["rule"] == rule)
+def row(rule: str = "a", seed: int = 0, attack: str = "alie", **more: Any) -> dict[str, Any]:
+    fixed = {"env_id": "e", "num_clients": 10, "heterogeneity": "0.5", "malicious_fraction": 0.3}
+    return {"rule": rule, "seed": seed, "attack": attack, **fixed, **more}
 
 
-def test_over_seeds_is_numpys_mean_and_standard_error_of_the_seed_means() -> None:
-    rng = np.random.default_rng(1)
-    table = rng.normal(size=(6, 5))
-    given = [{"seed": i, "x": value} for i, values in enumerate(table) for value in values]
-    means = table.mean(axis=1)
-    estimate = over_seeds(given, "x", scale=100)
-    assert estimate.mean == pytest.approx(100 * means.mean())
-    assert estimate.standard_error == pytest.approx(100 * means.std(ddof=1) / np.sqrt(6))
-    assert estimate.seeds == 6
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (5, 4), (7, 3), (10, 20), (2, 5)])
+def test_the_interquartile_mean_is_scipys_trimmed_mean(shape: tuple[int, int]) -> None:
+    scores = np.random.default_rng(shape).normal(size=shape)
+    assert interquartile_mean(scores) == pytest.approx(stats.trim_mean(scores, 0.25, axis=None))
 
 
-def test_the_order_of_rows_does_not_matter_and_missing_values_are_left_out() -> None:
-    given = [{"seed": 0, "x": 1.0}, {"seed": 0, "x": None}, {"seed": 1, "x": 3.0}, {"seed": 2, "x": None}]
-    for order in (given, given[::-1]):
-        assert over_seeds(order, "x") == Estimate(2.0, pytest.approx(1.0), 2)
+def test_the_interquartile_mean_of_many_matrices_is_that_of_each() -> None:
+    scores = np.random.default_rng(0).normal(size=(6, 5, 3))
+    assert interquartile_mean(scores) == pytest.approx([float(interquartile_mean(one)) for one in scores])
 
 
-def test_one_seed_has_no_error_and_no_data_has_no_mean() -> None:
-    alone = over_seeds([{"seed": 0, "x": 2.0}], "x")
-    assert (alone.mean, alone.seeds) == (2.0, 1)
-    assert np.isnan(alone.standard_error)
-    nothing = over_seeds([], "x")
-    assert np.isnan(nothing.mean)
-    assert nothing.seeds == 0
+def test_an_outlier_moves_the_mean_and_not_the_interquartile_mean() -> None:
+    scores = np.arange(1.0, 9.0).reshape(4, 2)  # the middle half: 3, 4, 5, 6
+    spoiled = scores.copy()
+    spoiled[3, 1] = 1e6
+    assert interquartile_mean(scores) == interquartile_mean(spoiled) == 4.5
+    assert mean(spoiled) > 1e5
 
 
-def test_variation_between_scenarios_is_not_in_the_error() -> None:
-    given = [{"seed": seed, "x": 10.0 * scenario} for seed in range(5) for scenario in range(3)]
-    assert over_seeds(given, "x").standard_error == pytest.approx(0)
+def test_the_numbers_that_rliable_publishes_for_its_example() -> None:
+    assert interquartile_mean(RLIABLE_X) == 1.5
+    assert interquartile_mean(RLIABLE_Y) == 2.0
+    assert probability_of_improvement(RLIABLE_X, RLIABLE_Y) == pytest.approx(1 / 3)
 
 
-def test_an_estimate_shows_its_error_only_where_there_is_one() -> None:
-    assert str(Estimate(1.234, 0.056, 5)) == "1.23 ± 0.06"
-    assert str(Estimate(1.234, float("nan"), 1)) == "1.23"
+def test_the_probability_of_improvement_is_mann_whitneys_u_over_the_number_of_pairs() -> None:
+    rng = np.random.default_rng(3)
+    x, y = rng.integers(0, 4, size=(6, 5)).astype(float), rng.integers(0, 4, size=(9, 5)).astype(float)
+    by_task = [stats.mannwhitneyu(x[:, t], y[:, t], alternative="greater").statistic / 54 for t in range(5)]
+    assert probability_of_improvement(x, y) == pytest.approx(np.mean(by_task))
+    assert probability_of_improvement(x, x) == 0.5
 
 
-def test_the_worst_attack_is_the_largest_mean_of_any_attack_and_alpha() -> None:
-    chosen = [row for row in rows() if row["rule"] == "good" and row["malicious_fraction"] > 0]
-    by_hand = np.mean([row["regret"] for row in chosen if row["attack"] == "alie" and row["alpha"] == 0.1])
-    assert worst_attack(chosen, "regret", 100) == pytest.approx(100 * by_hand)
-    assert np.isnan(worst_attack([], "regret"))
+def test_a_frozen_example_worked_out_by_hand() -> None:
+    x, y = np.array([[90.0, 60.0], [80.0, 70.0]]), np.array([[85.0, 60.0], [75.0, 50.0]])
+    # Pairs, task 0: 90>85, 90>75, 80<85, 80>75: 3 of 4. Task 1: 60=60 (½), 60>50, 70>60, 70>50: 3½ of 4.
+    assert probability_of_improvement(x, y) == pytest.approx((0.75 + 0.875) / 2)
+    assert interquartile_mean(x) == pytest.approx((70 + 80) / 2)
+    assert worst_task(x) == pytest.approx(65)
+    assert performance_profile(x, np.array([0.0, 60.0, 75.0, 90.0])).tolist() == [1.0, 0.75, 0.5, 0.0]
 
 
-def test_the_summary_has_the_means_of_attacked_and_quiet_rows_by_hand() -> None:
-    given = rows()
-    good = entry(summarise(given), "good")
-    attacked = [row for row in given if row["rule"] == "good" and row["malicious_fraction"] > 0]
-    quiet = [row for row in given if row["rule"] == "good" and row["malicious_fraction"] == 0]
-
-    def percent(column: str, some: list[dict[str, Any]]) -> float:
-        return 100 * float(np.mean([row[column] for row in some]))
-
-    assert good["regret"]["mean"] == pytest.approx(percent("regret", attacked))
-    assert good["regret_anchored"]["mean"] == pytest.approx(percent("regret_anchored", attacked))
-    assert good["accuracy"]["mean"] == pytest.approx(percent("test_accuracy", attacked))
-    assert good["accuracy_no_attack"]["mean"] == pytest.approx(percent("test_accuracy", quiet))
-    for alpha in (0.5, 0.1):
-        expected = percent("regret", [row for row in attacked if row["alpha"] == alpha])
-        assert good["regret_by_alpha"][str(alpha)]["mean"] == pytest.approx(expected)
-    assert good["seconds_per_round"] == pytest.approx(0.25)
+def test_a_performance_profile_is_the_share_above_each_threshold_and_never_rises() -> None:
+    scores, thresholds = np.random.default_rng(1).uniform(size=(8, 5)), np.linspace(0, 1, 21)
+    profile = performance_profile(scores, thresholds)
+    assert profile == pytest.approx([(scores > t).mean() for t in thresholds])
+    assert (np.diff(profile) <= 0).all()
 
 
-def test_the_summary_is_sorted_by_regret_under_attack() -> None:
-    assert [one["rule"] for one in summarise(rows()[::-1])] == ["oracle", "good", "fedavg"]
+def test_resampling_is_stratified_values_stay_with_their_task() -> None:
+    scores = np.arange(5.0)[:, None] + 100 * np.arange(3.0)
+    for shared in (True, False):
+        drawn = resampled(scores, repetitions=50, shared_seeds=shared)
+        assert drawn.shape == (50, 5, 3)
+        assert (drawn // 100 == np.arange(3)).all()
 
 
-def test_the_loss_to_fedavg_is_paired_by_seed() -> None:
-    entries = summarise(rows())
-    loss = entry(entries, "good")["loss_to_fedavg_no_attack"]
-    assert loss["mean"] == pytest.approx(100 * (0.02 - 0.1))
-    assert loss["standard_error"] == pytest.approx(0, abs=1e-9)  # both have the seed's noise, so it cancels
-    assert entry(entries, "fedavg")["loss_to_fedavg_no_attack"]["mean"] == 0
+def test_shared_seeds_stay_together_and_others_do_not() -> None:
+    scores = np.arange(6.0)[:, None] + 100 * np.arange(4.0)
+    together, apart = (resampled(scores, repetitions=40, shared_seeds=shared) % 100 for shared in (True, False))
+    assert (together == together[:, :, :1]).all()
+    assert not (apart == apart[:, :, :1]).all()
 
 
-def test_without_fedavg_or_without_quiet_rows_that_figure_is_missing_and_the_others_are_there() -> None:
-    given = [row for row in rows() if row["rule"] != "fedavg"]
-    assert entry(summarise(given), "good")["loss_to_fedavg_no_attack"]["seeds"] == 0
-    attacked = [row for row in rows() if row["malicious_fraction"] > 0]
-    assert entry(summarise(attacked), "good")["accuracy_no_attack"]["seeds"] == 0
-    quiet = [row for row in rows() if row["malicious_fraction"] == 0]
-    assert entry(summarise(quiet), "good")["regret"]["seeds"] == 0
+def test_the_interval_of_independent_runs_is_near_the_normal_one() -> None:
+    scores = np.random.default_rng(5).normal(size=(200, 1))
+    found = estimate(scores, mean)
+    half = 1.96 * scores.std(ddof=1) / np.sqrt(200)
+    assert found.value == pytest.approx(scores.mean())
+    assert found.low == pytest.approx(scores.mean() - half, abs=0.02)
+    assert found.high == pytest.approx(scores.mean() + half, abs=0.02)
 
 
-def test_iid_rows_may_stand_beside_those_of_an_alpha() -> None:
-    good = entry(summarise(rows(alphas=(None, 0.5))), "good")
-    assert len(good["regret_by_alpha"]) == 2
-    assert good["regret_by_alpha"]["0.5"]["seeds"] == 4
-    assert good["worst_regret"] == pytest.approx(100 * (0.02 + 0.3), abs=1.5)
+def test_a_seeds_luck_in_many_scenarios_is_one_piece_of_luck() -> None:
+    luck = np.random.default_rng(2).normal(size=(10, 1))
+    alone, repeated = estimate(luck), estimate(np.repeat(luck, 50, axis=1))
+    assert repeated.high - repeated.low == pytest.approx(alone.high - alone.low)
+    too_narrow = estimate(np.repeat(luck, 50, axis=1), shared_seeds=False)
+    assert too_narrow.high - too_narrow.low < (alone.high - alone.low) / 3
 
 
-def test_the_paired_difference_is_the_mean_over_seeds_of_what_one_rule_gains_on_another(tmp_path: Path) -> None:
-    given = rows(alphas=(0.5, 0.1))
-    names = list(dict.fromkeys(row["rule"] for row in given))[:2]
-    kept = [{**row, "held_out": True} for row in given]
-    path = tmp_path / "results.csv"
+def test_one_seed_has_no_interval_and_no_data_no_value() -> None:
+    alone = estimate(np.array([[2.0, 4.0]]))
+    assert (alone.value, alone.seeds) == (3.0, 1)
+    assert np.isnan([alone.low, alone.high]).all()
+    for shape in ((0, 3), (3, 0)):
+        nothing = estimate(np.empty(shape))
+        assert np.isnan(nothing.value)
+        assert nothing.seeds == 0
+
+
+def test_estimates_show_intervals_only_where_there_are_any() -> None:
+    assert str(Estimate(1.234, 0.5, 2.0, 5)) == "1.23 [0.50, 2.00]"
+    assert str(Estimate(1.234, float("nan"), float("nan"), 1)) == "1.23"
+
+
+def test_a_paired_difference_has_no_error_where_a_seeds_luck_is_the_same_for_both() -> None:
+    luck = np.random.default_rng(0).normal(size=6)
+    rows = [
+        row(rule, seed, attack, test_accuracy=0.5 + offset + 0.1 * luck[seed])
+        for rule, offset in (("a", 0.03), ("b", 0.0))
+        for seed in range(6)
+        for attack in ("alie", "ipm")
+    ]
+    found = paired_difference(rows, "a", "b")
+    assert (found.value, found.low, found.high) == pytest.approx((3, 3, 3))
+    assert found.seeds == 6
+
+
+def test_a_paired_difference_leaves_out_what_only_one_of_them_has() -> None:
+    rows = [row("a", s, t, test_accuracy=0.9) for s in range(3) for t in ("x", "y")]
+    rows += [row("b", s, t, test_accuracy=0.8) for s in range(3) for t in ("x", "y") if (s, t) != (0, "y")]
+    rows += [row("b", s, "z", test_accuracy=0.1) for s in range(3)]
+    assert paired_difference(rows, "a", "b").value == pytest.approx(10)
+
+
+def test_a_matrix_loses_the_task_that_is_rarely_there_and_keeps_the_seeds() -> None:
+    rows = [row(seed=s, attack=t, x=float(s)) for s in range(4) for t in ("p", "q", "r")]
+    rows[2]["x"] = None
+    matrix, seeds, tasks = score_matrix(rows, "x")
+    assert matrix.shape == (len(seeds), len(tasks))
+    assert matrix.size == max(4 * 2, 3 * 3)
+    assert not np.isnan(matrix).any()
+
+
+def test_the_improvements_interval_holds_it_and_stays_a_probability() -> None:
+    rng = np.random.default_rng(4)
+    x = rng.normal(size=(8, 3))
+    found = estimate_improvement(x + 0.3, x)
+    assert 0 <= found.low <= found.value <= found.high <= 1
+    assert found.value > 0.5
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(kept[0]))
+        writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(kept)
-    found = paired_difference(read_results(path), *names)
-    table: dict[Any, dict[str, list[float]]] = {}
-    for row in given:
-        if row["malicious_fraction"] > 0:
-            table.setdefault(row["seed"], {}).setdefault(row["rule"], []).append(row["test_accuracy"])
-    per_seed = [100 * (np.mean(seed[names[0]]) - np.mean(seed[names[1]])) for seed in table.values()]
-    assert found.mean == pytest.approx(np.mean(per_seed))
-    assert found.standard_error == pytest.approx(np.std(per_seed, ddof=1) / np.sqrt(len(per_seed)))
+        writer.writerows(rows)
+    return path
+
+
+def test_rows_come_back_with_types_and_older_files_get_their_heterogeneity(tmp_path: Path) -> None:
+    given = [{"rule": "1", "attack": "alie", "held_out": True, "alpha": 0.5, "seed": 0, "regret": None}]
+    given += [{"rule": "2", "attack": "none", "held_out": False, "alpha": None, "seed": 0, "regret": 0.25}]
+    first, second = read_results(write(tmp_path / "results.csv", given))
+    assert (first["rule"], first["held_out"], first["regret"], first["heterogeneity"]) == ("1", True, None, "0.5")
+    assert (second["alpha"], second["regret"], second["heterogeneity"]) == (None, 0.25, "iid")
+
+
+def test_the_command_prints_paired_differences_with_intervals_or_names_the_rules(tmp_path: Path) -> None:
+    rows = [
+        row(rule, seed, alpha=0.5, test_accuracy=0.5 + 0.1 * (rule == "a")) for rule in ("a", "b") for seed in (0, 1)
+    ]
+    path = write(tmp_path / "results.csv", rows)
+
+    def run(rule: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "agents.statistics", str(path), rule]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+
+    assert "10.00 [10.00, 10.00]" in run("a").stdout
+    assert "P 1.00" in run("a").stdout
+    refused = run("c")
+    assert refused.returncode == 1
+    assert "no rule 'c'" in refused.stderr
+    assert "a, b" in refused.stderr

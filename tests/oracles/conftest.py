@@ -1,6 +1,6 @@
 """Other people's libraries, and the updates to compare on.
 
-They are installed by ``make setup`` (the extra ``oracles`` of pyproject.toml). Without them these tests are skipped,
+``make setup-dev`` installs them (the extra ``oracles`` of pyproject.toml). Without them these tests are skipped,
 and say so; in continuous integration (``CI`` is set) a missing one is an error.
 """
 
@@ -29,7 +29,7 @@ def _library(name: str, *modules: str) -> list[ModuleType]:
         except ImportError as error:
             if os.environ.get("CI"):
                 raise
-            pytest.skip(f"{name} is not installed ({error}): `make setup` installs it")
+            pytest.skip(f"{name} is not installed ({error}): `make setup-dev` installs it")
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,79 @@
+"""A benchmark from grid to report."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agents.evaluation.cells import CellResult, Failure
+from agents.evaluation.detection import THRESHOLD
+from agents.evaluation.execution import run_grid
+from agents.evaluation.grid import Cell, Grid
+from agents.evaluation.provenance import data_checksums, policies, provenance
+from agents.evaluation.report import write_report
+from agents.evaluation.report.writing import Report
+from agents.evaluation.results import MANIFEST, ResultsDirectory
+from fl_core.files import write_json
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A grid, and where its results go.
+
+    Attributes:
+        grid: What is compared on what.
+        out: Results directory; one that holds a part of this grid is continued.
+        command: The command line, for the report.
+        overwrite: Delete what is there.
+        shown_cell: Cell whose trust the report shows.
+    """
+
+    grid: Grid
+    out: Path
+    command: str
+    overwrite: bool = False
+    shown_cell: str | None = None
+
+    def open(self) -> ResultsDirectory:
+        """The results directory, locked; see there for what it refuses."""
+        expected = {cell: [one.label for one in self.grid.contestants(cell.env_id)] for cell in self.grid.cells()}
+        return ResultsDirectory(self.out, self._identity(), expected, overwrite=self.overwrite)
+
+    def run(
+        self,
+        directory: ResultsDirectory,
+        *,
+        workers: int = 1,
+        ray: str | None = None,
+        on_cell: Callable[[CellResult], object] = lambda _: None,
+    ) -> list[Failure]:
+        """Runs the cells that are missing; each is on the disk before ``on_cell`` hears of it.
+
+        Returns:
+            What failed. When no cell is missing any more the tables are in the grid's order.
+
+        Raises:
+            ResultsError: A cell could not be written; those before it are intact.
+        """
+        missing: list[Cell] = directory.missing()
+        failures: list[Failure] = []
+        for result in run_grid(self.grid, missing, workers=workers, ray=ray):
+            directory.add(result)
+            failures += result.failures
+            on_cell(result)
+        directory.finish(failures)
+        return failures
+
+    def report(self) -> Report:
+        """Writes the report from what is on the disk."""
+        facts = self._facts()
+        write_json(self.out / MANIFEST, {"grid": self._identity(), "provenance": facts})
+        labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
+        return write_report(self.out, facts, list(labels), cell=self.shown_cell)
+
+    def _identity(self) -> dict[str, Any]:
+        measured = {"data_checksums": data_checksums(self.grid), "detection_threshold": THRESHOLD}
+        return {**self.grid.to_json(), **measured}
+
+    def _facts(self) -> dict[str, Any]:
+        return {**provenance(self.grid, self.command), "data": data_checksums(self.grid), "grid": self.grid.to_json()}

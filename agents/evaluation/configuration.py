@@ -1,0 +1,157 @@
+"""A grid from presets, a YAML file and flags: later ones win."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agents.evaluation.grid import Grid, parse_attack
+from agents.evaluation.plugins import read_plugin
+from agents.evaluation.policies import SHIPPED, shipped_policy
+from fl_core.attacks import Knowledge, attack_names, make_attack
+from fl_core.config import federation_settings
+from fl_core.registry import check_known
+from optigrad_env.registration import ENVIRONMENTS
+from optigrad_env.scenarios import attack_set
+
+# The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill.
+_FIELDS = {
+    "rules": "rules",
+    "policies": "policies",
+    "attacks": "attacks",
+    "malicious_fraction": "malicious_fractions",
+    "heterogeneity": "heterogeneities",
+    "seeds": "seeds",
+    "env_id": "env_ids",
+    "num_clients": "num_clients",
+    "rounds": "rounds",
+    "num_byzantine": "num_byzantine",
+    "controls": "controls",
+    "features": "features",
+    "settings": "settings",
+    "plugins": "plugins",
+}
+_LISTS = ("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "env_id", "num_clients", "plugins")
+_ADAPTIVE = (Knowledge.RULE, Knowledge.FINGERPRINT, Knowledge.POLICY)
+_PRESETS = files("agents.evaluation") / "presets"
+
+DEFAULTS: dict[str, Any] = {
+    "rules": ["fedavg", "median", "trimmed_mean", "krum", "fltrust", "shapley"],
+    "attacks": ["held_out"],
+    "malicious_fraction": [0.0, 0.3],
+    "heterogeneity": [0.5, 0.1],
+    "seeds": 5,
+    "settings": {},
+}
+
+
+def preset_names() -> list[str]:
+    """Presets that come with the package."""
+    return sorted(item.name.removesuffix(".yaml") for item in _PRESETS.iterdir() if item.name.endswith(".yaml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset. ``policies: [shipped]`` in it is left out where no policy is shipped yet.
+
+    Raises:
+        ValueError: Unknown preset.
+    """
+    check_known("preset", [name], preset_names())
+    content = _parse(f"preset {name}", (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
+    if SHIPPED in content.get("policies", []):
+        ids = content.get("env_id", list(Grid.env_ids))
+        sets = [ENVIRONMENTS[env_id]["dataset"] for env_id in ids]
+        if not any(map(shipped_policy, sets)):
+            content["policies"] = [policy for policy in content["policies"] if policy != SHIPPED]
+    return content
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a YAML file, by the names of the flags, with ``-`` or ``_``.
+
+    Raises:
+        ValueError: It cannot be read, is not YAML, or has unknown keys.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"config {path} cannot be read: {error}") from error
+    return _parse(f"config {path}", text)
+
+
+def make_grid(*layers: Mapping[str, Any]) -> Grid:
+    """A grid from settings by the names of flags; later layers win, ``None`` is left unsaid, ``settings`` are merged.
+
+    Raises:
+        ValueError: A value of the wrong type, or anything that ``Grid`` refuses.
+    """
+    merged: dict[str, Any] = dict(DEFAULTS)
+    for layer in layers:
+        given = {name: value for name, value in layer.items() if value is not None}
+        settings = {**merged.get("settings", {}), **given.get("settings", {})}
+        merged |= given | {"settings": settings}
+    for name in _LISTS:
+        if name in merged:
+            merged[name] = _as_tuple(name, merged[name])
+    merged["plugins"] = tuple(read_plugin(path) for path in merged.get("plugins", ()))
+    for plugin in merged["plugins"]:
+        plugin.load()  # before names are looked up: they may be the plug-in's
+    for name, kind in (("malicious_fraction", float), ("num_clients", int)):
+        if name in merged:
+            merged[name] = tuple(_number(name, value, kind) for value in merged[name])
+    merged["attacks"] = tuple(dict.fromkeys(attack for word in merged["attacks"] for attack in _attacks(str(word))))
+    merged["heterogeneity"] = tuple(map(str, merged["heterogeneity"]))
+    merged["seeds"] = _seeds(merged["seeds"])
+    check_known("setting of the federations", merged["settings"], federation_settings())
+    return Grid(**{_FIELDS[name]: value for name, value in merged.items()})
+
+
+def _parse(what: str, text: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a mapping of settings to values, got {type(content).__name__}")
+    renamed = {str(name).replace("-", "_"): value for name, value in content.items()}
+    if "alpha" in renamed:
+        renamed.setdefault("heterogeneity", renamed.pop("alpha"))
+    check_known(f"setting in {what}", renamed, list(_FIELDS))
+    return renamed
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
+    if isinstance(value, Mapping):
+        raise ValueError(f"{name} must be one value or a list, got {value!r}")
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+
+def _number(name: str, value: Any, kind: type) -> Any:
+    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
+        raise ValueError(f"{name} must be {'whole ' if kind is int else ''}numbers, got {value!r}")
+    return kind(value)
+
+
+def _attacks(word: str) -> list[str]:
+    """A set's attacks, or the attack itself.
+
+    ``train_colluding`` is the train attacks' other form; ``adaptive`` are those that know the rule or more.
+    """
+    if word == "adaptive":
+        return [name for name in attack_names() if make_attack(name).knows in _ADAPTIVE]
+    if word == "train_colluding":
+        return [f"{attack}:colluding=true" for attack in attack_set("train")]
+    parse_attack(word)
+    return attack_set(word)
+
+
+def _seeds(given: Any) -> tuple[int, ...]:
+    """``10`` is 0 to 9; a list is what it says."""
+    if isinstance(given, list | tuple):
+        return tuple(_number("seeds", seed, int) for seed in given)
+    count = _number("seeds", given, int)
+    if count < 1:
+        raise ValueError(f"seeds must be at least 1, got {count}")
+    return tuple(range(count))

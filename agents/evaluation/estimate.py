@@ -1,0 +1,50 @@
+"""How long a grid will take, from a few measured rounds."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from agents.evaluation.cells import CellResult, curve_rounds, run_cell
+from agents.evaluation.grid import FINAL_ROUNDS, Cell, Grid
+
+
+def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
+    """Seconds that the cells will take, from one shortened cell for each environment and number of clients.
+
+    What every seed pays once (an autoencoder) and what every round costs are told apart, because a shortened cell is
+    nearly all the former. Attacks are taken to cost what the probed one does.
+
+    Args:
+        grid: The grid.
+        cells: Those that are to be run.
+        workers: Processes.
+    """
+    short = replace(grid, rounds=FINAL_ROUNDS)
+    groups = Counter((cell.env_id, cell.num_clients) for cell in cells)
+    total = 0.0
+    for group, count in groups.items():
+        mine = [cell for cell in cells if (cell.env_id, cell.num_clients) == group]
+        probe = max(mine, key=lambda cell: cell.malicious_fraction)
+        started = time.perf_counter()
+        result = run_cell(short, probe)
+        seconds = time.perf_counter() - started
+        rounds = sum(timing["seconds_per_round"] for timing in result.timings)
+        once = _set_up(result)
+        scoring = max(seconds - once - FINAL_ROUNDS * rounds, 0) / FINAL_ROUNDS
+        seeds = len({cell.seed for cell in mine})
+        total += seeds * once * min(workers, count / seeds)  # at worst, every worker meets every seed
+        total += count * (grid.rounds * rounds + len(curve_rounds(grid.rounds)) * scoring)
+    return total / min(workers, len(cells)) if cells else 0.0
+
+
+def show_seconds(seconds: float) -> str:
+    """``45 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _set_up(result: CellResult) -> float:
+    """What first rounds took above the usual: trained once a seed, and kept in the process."""
+    return max((t["first_round_seconds"] - t["seconds_per_round"] for t in result.timings), default=0.0)

@@ -1,0 +1,246 @@
+"""What is compared on what: a grid of cells, and everything that is checked before the first one runs."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property, lru_cache
+from itertools import product
+from typing import Any
+
+import yaml
+
+from agents.environments import base_env, make_env
+from agents.evaluation.contestants import Contestant, contestants
+from agents.evaluation.heterogeneity import parse_heterogeneity
+from agents.evaluation.plugins import Plugin
+from agents.evaluation.policies import SHIPPED, locate_policy, shipped_policy
+from fl_core import Federation, Scenario, configure, settings_of
+from fl_core.config import FederationConfig
+from optigrad_env import TRAIN_ATTACKS
+
+# Accuracy is the mean over the last rounds, never the maximum.
+FINAL_ROUNDS = 3
+NO_ATTACK = "none"
+_AXES = ("env_ids", "num_clients", "attacks", "malicious_fractions", "heterogeneities", "seeds")
+
+
+@dataclass(frozen=True, order=True)
+class Cell:
+    """One scenario from one seed; every rule of the grid is run in it.
+
+    Attributes:
+        env_id: Environment whose federation is used.
+        num_clients: N.
+        heterogeneity: See ``parse_heterogeneity``.
+        attack: Name, with options if any, such as ``"ipm:epsilon=2"``.
+        malicious_fraction: Share of malicious clients.
+        seed: Draws root data, partition, malicious clients, initial model and batches.
+    """
+
+    env_id: str
+    num_clients: int
+    heterogeneity: str
+    attack: str
+    malicious_fraction: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The cell as a file name."""
+        return re.sub(r"[^\w.=-]+", "-", "_".join(str(value) for value in asdict(self).values()))
+
+    @property
+    def alpha(self) -> float | None:
+        """Dirichlet concentration; ``None`` for another kind of partition."""
+        return parse_heterogeneity(self.heterogeneity).alpha
+
+    def scenario(self) -> Scenario:
+        """The circumstances; raises ValueError for an unknown name or a value out of range."""
+        kind = parse_heterogeneity(self.heterogeneity)
+        name, options = parse_attack(self.attack)
+        return Scenario(
+            name,
+            self.malicious_fraction,
+            kind.alpha,
+            attack_options=options,
+            partition=kind.partition,
+            partition_options=dict(kind.options),
+        )
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Rules and policies × environments × clients × heterogeneity × attacks × malicious fractions × seeds.
+
+    Attributes:
+        rules: Names of aggregation rules; the oracles and ``root_only`` are always run, for the figures of merit.
+        policies: Directories of trained policies, each one more rule named after its directory; ``"shipped"`` is the
+            one that comes with the package for each environment's data set.
+        attacks: Attacks, for the malicious fractions above 0; ``"sign_flip:colluding=true"`` sets options.
+        malicious_fractions: Shares of malicious clients; 0 is one scenario without attack.
+        heterogeneities: Words for ``parse_heterogeneity``: Dirichlet α, ``iid``, ``label_skew_70``, ...
+        seeds: Seeds.
+        env_ids: Environments.
+        num_clients: Numbers of clients; ``None`` is the environment's own.
+        rounds: Rounds of a run.
+        num_byzantine: Number of malicious clients that rules are told; ``None`` lets each assume 30 %.
+        controls: Run the negative controls beside everything that reads features.
+        features: Record every client's features along the anchored oracle's run, for the report.
+        settings: Of every federation, see ``fl_core.federation_settings()``.
+        plugins: Users' files with attacks and rules of their own.
+
+    Raises:
+        ValueError: An axis is empty, a name unknown, a value out of range, a policy missing or for other features.
+    """
+
+    rules: tuple[str, ...] = ()
+    policies: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    malicious_fractions: tuple[float, ...] = (0.0, 0.3)
+    heterogeneities: tuple[str, ...] = ("0.5",)
+    seeds: tuple[int, ...] = (0,)
+    env_ids: tuple[str, ...] = ("OptiGrad/Digits-v0",)
+    num_clients: tuple[int | None, ...] = (None,)
+    rounds: int = 20
+    num_byzantine: int | None = None
+    controls: bool = False
+    features: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    plugins: tuple[Plugin, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in _AXES:
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty: the benchmark would have no cells")
+        if not self.rules and not self.policies:
+            raise ValueError("neither rules nor policies to compare")
+        if self.rounds < FINAL_ROUNDS:
+            raise ValueError(f"rounds must be at least {FINAL_ROUNDS}, the rounds that are averaged; got {self.rounds}")
+        if min(self.seeds) < 0:
+            raise ValueError(f"seeds must be 0 or more, got {min(self.seeds)}")
+        for plugin in self.plugins:
+            plugin.load()
+        labels = tuple(parse_heterogeneity(word).label for word in self.heterogeneities)
+        object.__setattr__(self, "heterogeneities", labels)
+        sets = [self.config(env_id).dataset for env_id in self.env_ids]
+        if SHIPPED in self.policies and not any(map(shipped_policy, sets)):
+            locate_policy(SHIPPED, sets[0])
+        for env_id in self.env_ids:
+            self.contestants(env_id)
+        for cell in self.cells():
+            malicious = cell.scenario().num_malicious(cell.num_clients)
+            if cell.malicious_fraction > 0 and malicious == 0:
+                raise ValueError(
+                    f"malicious_fraction={cell.malicious_fraction} of {cell.num_clients} clients is not one whole "
+                    f"client; take 0, or at least {1 / cell.num_clients:.3g}"
+                )
+        for env_id, clients in product(self.env_ids, self.num_clients):
+            Federation(self.config(env_id, clients))
+
+    def cells(self) -> list[Cell]:
+        """Every scenario with every seed, in the order of results.csv.
+
+        Without malicious clients all attacks are one: ``none``. Seed by seed, so that a run that is stopped has whole
+        seeds.
+        """
+        clients = {axes: self.config(*axes).num_clients for axes in product(self.env_ids, self.num_clients)}
+        cells = (
+            Cell(env_id, clients[env_id, n], kind, *_attacked(attack, float(fraction)), seed)
+            for env_id, n, seed, kind, fraction, attack in product(
+                self.env_ids,
+                self.num_clients,
+                self.seeds,
+                self.heterogeneities,
+                self.malicious_fractions,
+                self.attacks,
+            )
+        )
+        return list(dict.fromkeys(cells))
+
+    def config(self, env_id: str, num_clients: int | None = None, seed: int = 0) -> FederationConfig:
+        """The federation of a cell; root data and initial weights are drawn by the seed."""
+        settings = _environment_settings(env_id, num_clients, tuple(sorted(self.settings.items(), key=str)))
+        return configure(**{**settings, "split_seed": seed})
+
+    def contestants(self, env_id: str) -> tuple[Contestant, ...]:
+        """Policies, rules, references and controls that are run on an environment, in the order of the rows."""
+        return self._contestants[env_id]
+
+    @cached_property
+    def _contestants(self) -> dict[str, tuple[Contestant, ...]]:
+        return {
+            env_id: contestants(self.rules, self.policies, self.config(env_id), self.num_byzantine, self.controls)
+            for env_id in dict.fromkeys(self.env_ids)
+        }
+
+    def labels(self) -> list[str]:
+        """Names of everything that is run, on any environment."""
+        return list(dict.fromkeys(one.label for env_id in self.env_ids for one in self.contestants(env_id)))
+
+    def seen_attacks(self) -> set[str] | None:
+        """Attacks that any policy was trained on; ``None`` if a policy's card does not say."""
+        seen: set[str] = set()
+        for contestant in (one for env_id in self.env_ids for one in self.contestants(env_id)):
+            if contestant.policy is not None:
+                if contestant.policy.seen is None:
+                    return None
+                seen |= {parse_attack(attack)[0] for attack in contestant.policy.seen}
+        return seen
+
+    def is_held_out(self, attack: str) -> bool:
+        """Whether nobody has trained on an attack: neither the train set has it, nor the card of any policy here.
+
+        A policy whose card does not say what it has seen may have seen all.
+        """
+        name, seen = parse_attack(attack)[0], self.seen_attacks()
+        return name not in (*TRAIN_ATTACKS, NO_ATTACK) and seen is not None and name not in seen
+
+    def to_json(self) -> dict[str, Any]:
+        """The grid as plain data: what must be equal for results to be continued.
+
+        Policies and plug-ins are their contents, not their paths; where the data lies makes no difference either.
+        """
+        plain = {each.name: getattr(self, each.name) for each in fields(self)}
+        policies = {
+            f"{one.label} on {env_id}": one.policy.checksum
+            for env_id in self.env_ids
+            for one in self.contestants(env_id)
+            if one.policy is not None and one.control is None
+        }
+        return {
+            **{name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()},
+            "settings": {name: value for name, value in self.settings.items() if name not in ("data_dir", "download")},
+            "policies": policies,
+            "plugins": [plugin.checksum for plugin in self.plugins],
+        }
+
+
+def parse_attack(spec: str) -> tuple[str, dict[str, Any]]:
+    """Name and options of ``"sign_flip"`` or ``"sign_flip:scale=3,colluding=true"``.
+
+    Raises:
+        ValueError: An option without a value.
+    """
+    name, _, given = spec.partition(":")
+    options: dict[str, Any] = {}
+    for part in filter(None, given.split(",")):
+        option, equals, value = part.partition("=")
+        if not equals or not value:
+            raise ValueError(f"attack {spec!r}: option {part!r} has no value; write {name}:{option}=VALUE")
+        options[option.strip()] = yaml.safe_load(value)
+    return name, options
+
+
+def _attacked(attack: str, fraction: float) -> tuple[str, float]:
+    return (NO_ATTACK, 0.0) if fraction == 0 or attack == NO_ATTACK else (attack, fraction)
+
+
+@lru_cache(maxsize=256)
+def _environment_settings(
+    env_id: str, num_clients: int | None, settings: tuple[tuple[str, Any], ...]
+) -> dict[str, Any]:
+    """Settings of an environment's federation. Made once: an environment loads its data set."""
+    given = {**dict(settings), **({} if num_clients is None else {"num_clients": num_clients})}
+    found = settings_of(base_env(make_env(env_id, **given)).federation.config)
+    del found["split_seed"]  # the benchmark's federations draw root data and initial weights by their own seeds
+    return found

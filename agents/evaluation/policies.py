@@ -1,0 +1,79 @@
+"""The policies of a grid: where they are, what their rows are called, and what their cards say they have seen."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import agents
+from agents.deployed import WEIGHTS, load_policy, read_card
+
+# "The policy that is shipped for this data set": one row in a table over several data sets.
+SHIPPED = "shipped"
+SHIPPED_LABEL = "optigradtrust"
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What a report says of a policy.
+
+    Attributes:
+        source: Directory, or the name of a shipped policy.
+        checksum: SHA-256 of its weights.
+        seen: Attacks that it was trained on; ``None`` if its card does not say.
+        threshold: Threshold of detection that was fixed in training; ``None`` if its card has none.
+        provenance: All that its card says of where it comes from.
+    """
+
+    source: str
+    checksum: str
+    seen: tuple[str, ...] | None
+    threshold: float | None
+    provenance: dict[str, Any]
+
+
+def shipped_policy(data_set: str) -> Path | None:
+    """Directory of the policy that comes with the package for a data set, if there is one."""
+    directory = Path(agents.__file__).parent / "pretrained" / data_set
+    return directory if (directory / WEIGHTS).is_file() else None
+
+
+def policy_label(policy: str) -> str:
+    """Name of a policy's row: that of its directory, also where that was given as ``.``."""
+    return SHIPPED_LABEL if policy == SHIPPED else Path(policy).resolve().name
+
+
+def locate_policy(policy: str, data_set: str) -> str:
+    """Where a policy of a grid is, for a federation on this data set: what ``load_policy`` takes.
+
+    Raises:
+        ValueError: ``"shipped"``, and none is shipped for the data set.
+    """
+    if policy != SHIPPED:
+        return policy
+    directory = shipped_policy(data_set)
+    if directory is None:
+        raise ValueError(f"no policy is shipped for data set {data_set!r}; give --policies a run directory")
+    return str(directory)
+
+
+def policy_facts(source: str) -> PolicyFacts:
+    """Reads a policy's card and checks that its weights load.
+
+    Raises:
+        PolicyFileError: A file is missing, damaged, or made for another layout of features.
+    """
+    provenance = read_card(source)["provenance"]
+    policy = load_policy(source)
+    digest = hashlib.sha256()
+    for name, value in sorted(policy.state_dict().items()):
+        digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    seen = provenance.get("attacks_seen")
+    threshold = provenance.get("detection_threshold")
+    return PolicyFacts(
+        source,
+        digest.hexdigest(),
+        None if seen is None else tuple(seen),
+        None if threshold is None else float(threshold),
+        provenance,
+    )

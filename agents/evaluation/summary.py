@@ -1,0 +1,165 @@
+"""From rows to the figures of a report: one entry a rule, with intervals."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from math import isnan, nan
+from statistics import fmean, median
+from typing import Any
+
+from agents.evaluation.contestants import REFERENCES
+from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED
+from agents.evaluation.figures_of_merit import with_attack_impact
+from agents.statistics import (
+    Row,
+    estimate,
+    estimate_improvement,
+    heterogeneities_of,
+    interquartile_mean,
+    paired_scores,
+    score_matrix,
+    task_of,
+)
+
+Entry = Mapping[str, Any]
+
+# Figures under attack that are means with intervals, and what they are multiplied with.
+_ATTACKED = {
+    "accuracy": ("test_accuracy", 100),
+    "regret": ("regret", 100),
+    "regret_anchored": ("regret_anchored", 100),
+    "attack_impact": ("attack_impact", 100),
+    "attack_success": ("attack_success", 100),
+    "worst_class": ("worst_class_accuracy", 100),
+    "personalised": ("personalised_accuracy", 100),
+    "worst_client": ("worst_client_accuracy", 100),
+    "detection_auroc": ("detection_auroc", 1),
+    "detection_precision": ("detection_precision", 1),
+    "detection_recall": ("detection_recall", 1),
+    "honest_weight_share": ("honest_weight_share", 1),
+}
+_QUIET = {"accuracy_no_attack": ("test_accuracy", 100), "false_positive_rate": ("false_positive_rate", 1)}
+_TIMINGS = ("seconds_per_round", "server_seconds", "feature_seconds", "peak_memory_mib")
+
+
+def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str, Any]]:
+    """One entry a rule, best mean regret under attack first; accuracies and regrets in percentage points.
+
+    Args:
+        rows: Rows of ``results.csv``.
+        timings: Rows of ``timings.csv``, if any.
+
+    Returns:
+        For each rule an ``Estimate`` as a mapping (``value``, ``low``, ``high``, ``seeds``) of every figure of merit,
+        the inter-quartile means ``accuracy_iqm``, ``regret_iqm`` and ``normalised_score``, ``regret_by_heterogeneity``,
+        the worst scenario beside the mean (``worst_regret``, ``worst_accuracy``), and medians of the timings.
+    """
+    rows = with_attack_impact(rows)
+    kinds = heterogeneities_of(rows)
+    entries = []
+    for rule in dict.fromkeys(row["rule"] for row in rows):
+        mine = [row for row in rows if row["rule"] == rule]
+        attacked, quiet = [r for r in mine if r["malicious_fraction"]], [r for r in mine if not r["malicious_fraction"]]
+        costs = [row for row in timings if row["rule"] == rule]
+        entries.append(
+            {
+                "rule": rule,
+                **{name: _estimate(attacked, *column) for name, column in _ATTACKED.items()},
+                **{name: _estimate(quiet, *column) for name, column in _QUIET.items()},
+                "accuracy_iqm": _estimate(attacked, "test_accuracy", 100, interquartile_mean),
+                "regret_iqm": _estimate(attacked, "regret", 100, interquartile_mean),
+                "normalised_score": _estimate(attacked, "normalised_score", 1, interquartile_mean),
+                "regret_by_heterogeneity": {
+                    kind: _estimate([row for row in attacked if row["heterogeneity"] == kind], "regret", 100)
+                    for kind in kinds
+                },
+                "worst_regret": worst_scenario(attacked, "regret", max, 100),
+                "worst_accuracy": worst_scenario(attacked, "test_accuracy", min, 100),
+                "loss_to_fedavg_no_attack": asdict(_loss_to_fedavg(quiet, rows)),
+                "rounds_to_oracle": _rounds_to_oracle(attacked),
+                **{name: _median(costs, name) for name in _TIMINGS},
+            }
+        )
+    return sorted(entries, key=_regret_or_last)
+
+
+def worst_scenario(rows: Iterable[Row], column: str, worst: Callable[..., Any], scale: float = 1.0) -> dict[str, Any]:
+    """The worst mean over seeds of any scenario, and which it is: ``value``, ``attack``, ``heterogeneity``, ..."""
+    by_task: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        if row.get(column) is not None:
+            by_task.setdefault(task_of(row), []).append(row)
+    if not by_task:
+        return {"value": nan, "attack": None, "heterogeneity": None, "malicious_fraction": None}
+    means = {task: scale * fmean(row[column] for row in group) for task, group in by_task.items()}
+    task = worst(means, key=lambda task: means[task])
+    where = by_task[task][0]
+    return {"value": means[task], **{name: where[name] for name in ("attack", "heterogeneity", "malicious_fraction")}}
+
+
+def compare(rows: Sequence[Row], rule: str) -> list[dict[str, Any]]:
+    """A rule against every other on the same seeds and scenarios under attack, in points.
+
+    Returns:
+        For each other rule: ``difference`` of accuracy with its interval, and ``improvement``, the probability that a
+        run of the rule is better.
+    """
+    attacked = [row for row in rows if row["malicious_fraction"]]
+    comparisons = []
+    for other in dict.fromkeys(row["rule"] for row in attacked):
+        if other != rule:
+            ours, theirs = paired_scores(attacked, rule, other, "test_accuracy", 100)
+            comparisons.append(
+                {
+                    "other": other,
+                    "difference": asdict(estimate(ours - theirs)),
+                    "improvement": asdict(estimate_improvement(ours, theirs)),
+                }
+            )
+    return comparisons
+
+
+def kind_of(rule: str, learned: Iterable[str]) -> str:
+    """``policy``, ``reference``, ``control`` or ``rule``."""
+    if rule in learned:
+        return "policy"
+    if rule in REFERENCES:
+        return "reference"
+    return "control" if rule.endswith((f"({FEATURES_SHUFFLED})", f"({ROOT_LABELS_SHUFFLED})")) else "rule"
+
+
+def focus(entries: Sequence[Entry], learned: Sequence[str]) -> str:
+    """The rule that a report compares with all others: the best policy, else the best rule without knowledge."""
+    for kinds in (("policy",), ("rule",), ("policy", "rule", "reference", "control")):
+        for entry in entries:
+            if kind_of(entry["rule"], learned) in kinds:
+                return str(entry["rule"])
+    raise ValueError("there are no results to report on")
+
+
+def _estimate(rows: Sequence[Row], column: str, scale: float, statistic: Any = None) -> dict[str, Any]:
+    scores, _, _ = score_matrix(rows, column, scale)
+    return asdict(estimate(scores) if statistic is None else estimate(scores, statistic))
+
+
+def _loss_to_fedavg(quiet: Sequence[Row], rows: Sequence[Row]) -> Any:
+    """Paired difference of test accuracy to FedAvg without attack, in points; positive is worse than FedAvg."""
+    rule = quiet[0]["rule"] if quiet else ""
+    calm = [row for row in rows if not row["malicious_fraction"]]
+    ours, theirs = paired_scores(calm, rule, "fedavg", "test_accuracy", 100)
+    return estimate(theirs - ours)
+
+
+def _rounds_to_oracle(rows: Sequence[Row]) -> dict[str, Any]:
+    """Median over the runs that came within 90 % of the oracle, and the share of runs that did."""
+    reached = [row["rounds_to_oracle"] for row in rows if row.get("rounds_to_oracle") is not None]
+    return {"median": median(reached) if reached else nan, "share": len(reached) / len(rows) if rows else nan}
+
+
+def _median(rows: Sequence[Row], column: str) -> float:
+    known = [row[column] for row in rows if row.get(column) is not None]
+    return median(known) if known else nan
+
+
+def _regret_or_last(entry: Entry) -> tuple[bool, float]:
+    value = entry["regret"]["value"]
+    return isnan(value), value

@@ -1,0 +1,108 @@
+"""Presets, YAML files and flags."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import agents.evaluation.policies as policies_module
+from agents.deployed import save_policy
+from agents.evaluation.configuration import make_grid, preset_names, read_config, read_preset
+from agents.evaluation.policies import SHIPPED_LABEL
+from agents.trust_net import TrustNet
+from optigrad_env import TRAIN_ATTACKS, held_out_attacks
+from optigrad_env.scenarios import attack_set
+
+
+def test_the_presets_that_were_promised_are_there() -> None:
+    assert preset_names() == ["adaptive", "held-out", "paper", "quick", "scaling"]
+
+
+@pytest.mark.parametrize("name", ["adaptive", "held-out", "quick", "scaling"])
+def test_presets_make_grids_without_any_files(name: str) -> None:
+    grid = make_grid(read_preset(name))
+    assert grid.cells()
+    assert "fedavg" in grid.labels()
+
+
+def test_the_papers_preset_is_its_protocol_and_names_the_files_that_it_needs(tmp_path: Path) -> None:
+    preset = read_preset("paper")
+    assert preset["attacks"] == list(TRAIN_ATTACKS)
+    assert preset["env_id"] == [f"OptiGrad/{name}-v0" for name in ("MNIST", "CIFAR10", "AlzheimerMRI")]
+    assert preset["heterogeneity"] == ["iid", "label_skew_70", "label_skew_90", 0.5, 0.1]
+    with pytest.raises(ValueError, match="mnist"):
+        make_grid(preset, {"settings": {"data_dir": str(tmp_path)}})
+
+
+def test_the_headline_preset_is_all_held_out_attacks_on_twenty_seeds() -> None:
+    grid = make_grid(read_preset("held-out"))
+    assert set(grid.attacks) == set(held_out_attacks())
+    assert grid.seeds == tuple(range(20))
+
+
+def test_the_adaptive_preset_has_the_colluding_forms_of_the_train_attacks() -> None:
+    grid = make_grid(read_preset("adaptive"))
+    assert {f"{name}:colluding=true" for name in TRAIN_ATTACKS} <= set(grid.attacks)
+
+
+def test_a_preset_takes_the_shipped_policy_as_soon_as_there_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(policies_module.agents, "__file__", str(tmp_path / "__init__.py"))
+    assert SHIPPED_LABEL not in make_grid(read_preset("quick")).labels()
+    save_policy(TrustNet(), tmp_path / "pretrained" / "digits", {"attacks_seen": ["sign_flip"]})
+    grid = make_grid(read_preset("quick"))
+    assert grid.labels()[0] == SHIPPED_LABEL
+    assert grid.seen_attacks() == {"sign_flip"}
+
+
+def test_later_layers_win_and_what_is_unsaid_stays(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(
+        "rules: [krum]\nmalicious-fraction: 0.2\nalpha: [iid, 0.3]\nseeds: [4, 7]\n"
+        "env_id: OptiGrad/Softmax-v0\nsettings: {learning_rate: 0.3, root: 60}\n"
+    )
+    flags = {"rules": ("median",), "seeds": None, "attacks": ("alie", "train"), "settings": {"root": 80}}
+    grid = make_grid(read_config(file), flags)
+    assert grid.rules == ("median",)
+    assert grid.seeds == (4, 7)
+    assert grid.heterogeneities == ("iid", "0.3")
+    assert grid.malicious_fractions == (0.2,)
+    assert grid.attacks == ("alie", *attack_set("train"))
+    assert dict(grid.settings) == {"learning_rate": 0.3, "root": 80}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rules: [", "is not YAML"),
+        ("- krum", "must be a mapping"),
+        ("", "must be a mapping.*NoneType"),
+        ("ruls: [krum]", r"'ruls'.*rules"),
+        ("seeds: 0", "seeds.*0"),
+        ("seeds: many", "seeds.*'many'"),
+        ("seeds: 1.5", "seeds.*1.5"),
+        ("attacks: []", "attacks is empty"),
+        ("malicious_fraction: [a]", "malicious_fraction.*'a'"),
+        ("num_clients: 2.5", "num_clients.*whole.*2.5"),
+        ("rules: {krum: 1}", "rules must be one value or a list"),
+        ("settings: {clients: 3}", r"'clients'.*num_clients"),
+    ],
+)
+def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        make_grid(read_config(file))
+
+
+def test_missing_files_and_unknown_presets_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing\.yaml cannot be read"):
+        read_config(tmp_path / "nothing.yaml")
+    with pytest.raises(ValueError, match=r"unknown preset 'qick'; there are: .*quick"):
+        read_preset("qick")
+
+
+def test_a_layer_of_nothing_is_the_defaults() -> None:
+    empty: dict[str, Any] = {"rules": None, "seeds": None}
+    assert make_grid(empty) == make_grid()

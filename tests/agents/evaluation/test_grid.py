@@ -1,0 +1,184 @@
+"""What a grid is made of, and what it refuses before anything is run."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.deployed import save_policy
+from agents.evaluation import Cell, Grid
+from agents.evaluation.grid import parse_attack
+from agents.evaluation.heterogeneity import parse_heterogeneity, show_heterogeneity
+from agents.trust_net import TrustNet
+from fl_core.attacks import attack_names
+from optigrad_env import TRAIN_ATTACKS
+
+
+def scenarios(cells: list[Cell]) -> list[tuple[Any, ...]]:
+    return [(cell.attack, cell.malicious_fraction, cell.heterogeneity, cell.seed) for cell in cells]
+
+
+def test_fraction_zero_is_one_scenario_without_attack_for_each_heterogeneity(make_grid: Callable[..., Grid]) -> None:
+    cells = make_grid(malicious_fractions=(0.0,), heterogeneities=("0.5", "iid"), seeds=(3, 4)).cells()
+    assert scenarios(cells) == [("none", 0.0, kind, seed) for seed in (3, 4) for kind in ("0.5", "iid")]
+
+
+def test_every_seed_has_every_attack_fraction_and_heterogeneity_once(make_grid: Callable[..., Grid]) -> None:
+    attacks, fractions = ("sign_flip", "alie", "ipm"), (0.0, 0.2, 0.4)
+    grid = make_grid(attacks=attacks, malicious_fractions=fractions, heterogeneities=("0.5", "0.1"), seeds=(0, 1, 2))
+    cells = scenarios(grid.cells())
+    assert len(cells) == len(set(cells)) == 3 * 2 * (1 + 2 * len(attacks))
+
+
+def test_several_environments_and_numbers_of_clients_are_axes_too(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(env_ids=("OptiGrad/Softmax-v0", "OptiGrad/Quadratic-v0"), num_clients=(5, 10))
+    pairs = {(cell.env_id, cell.num_clients) for cell in grid.cells()}
+    assert pairs == {(f"OptiGrad/{name}-v0", n) for name in ("Softmax", "Quadratic") for n in (5, 10)}
+
+
+def test_cells_have_names_of_their_own_that_are_file_names(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(attacks=("ipm:epsilon=2", "ipm"), heterogeneities=("0.5", "label_skew_70"), seeds=(0, 1))
+    names = [cell.name for cell in grid.cells()]
+    assert len(set(names)) == len(names)
+    assert not any(set(name) & set("/\\: *") for name in names)
+
+
+def test_an_attacks_options_reach_it_and_held_out_goes_by_its_name(make_grid: Callable[..., Grid]) -> None:
+    assert parse_attack("sign_flip:scale=3,colluding=true") == ("sign_flip", {"scale": 3, "colluding": True})
+    grid = make_grid(attacks=("sign_flip:colluding=true", "ipm:epsilon=2"), malicious_fractions=(0.4,))
+    attacks = [cell.scenario().make_attack() for cell in grid.cells()]
+    assert vars(attacks[0])["colluding"] is True
+    assert vars(attacks[1])["epsilon"] == 2
+    assert [grid.is_held_out(cell.attack) for cell in grid.cells()] == [False, True]
+
+
+def test_words_for_heterogeneity() -> None:
+    assert parse_heterogeneity("0.10").label == "0.1"
+    skewed = parse_heterogeneity("label_skew_90")
+    assert (skewed.partition, skewed.options, skewed.alpha) == ("label_skew", {"q": 0.9}, None)
+    assert parse_heterogeneity("iid").partition == "iid"
+    shown = [show_heterogeneity(word) for word in ("0.5", "iid", "label_skew_70", "by_group")]
+    assert shown == ["α 0.5", "IID", "label skew 70 %", "by group"]
+
+
+def test_the_train_attacks_are_never_held_out_and_all_others_are(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid()
+    held_out = {name for name in attack_names() if grid.is_held_out(name)}
+    assert held_out == set(attack_names()) - set(TRAIN_ATTACKS) - {"none"}
+
+
+def test_an_attack_that_a_policys_card_lists_as_seen_is_not_called_held_out(
+    make_grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    path = save_policy(TrustNet(), tmp_path / "peeked", {"attacks_seen": ["sign_flip", "alie"]})
+    grid = make_grid(policies=(str(path),))
+    assert not grid.is_held_out("alie")
+    assert not grid.is_held_out("alie:jitter=0.1")
+    assert grid.is_held_out("ipm")
+
+
+def test_with_a_policy_whose_card_is_silent_nothing_is_called_held_out(
+    make_grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    path = save_policy(TrustNet(), tmp_path / "silent")
+    assert not make_grid(policies=(str(path),)).is_held_out("ipm")
+
+
+def test_the_oracles_and_the_floor_are_always_run(make_grid: Callable[..., Grid]) -> None:
+    assert make_grid(rules=("krum",)).labels() == ["krum", "oracle", "anchored_oracle", "root_only"]
+
+
+def test_controls_stand_after_what_they_control_and_only_where_there_is_something_to_take_away(
+    make_grid: Callable[..., Grid],
+) -> None:
+    labels = make_grid(rules=("fedavg", "shapley", "fltrust"), controls=True).labels()
+    assert labels[:6] == [
+        "fedavg",
+        "shapley",
+        "shapley (features shuffled)",
+        "shapley (root labels shuffled)",
+        "fltrust",
+        "fltrust (root labels shuffled)",
+    ]
+
+
+def test_a_policy_weighs_its_trust_as_the_federation_is_set_to(
+    make_grid: Callable[..., Grid], saved_policy: Path
+) -> None:
+    grid = make_grid(policies=(str(saved_policy),), settings={"root_anchor": 0.25})
+    contestant = grid.contestants("OptiGrad/Softmax-v0")[0]
+    rule = contestant.make(grid.config("OptiGrad/Softmax-v0"))
+    assert contestant.label == "learned"
+    assert rule.weighting.root_anchor == 0.25  # type: ignore[attr-defined]
+
+
+def test_rules_that_can_be_told_the_number_of_attackers_are_told(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(rules=("krum", "median"), num_byzantine=1)
+    krum, median, *_ = (one.make(grid.config("OptiGrad/Softmax-v0")) for one in grid.contestants("OptiGrad/Softmax-v0"))
+    assert vars(krum)["num_byzantine"] == 1
+    assert "num_byzantine" not in vars(median)
+
+
+def test_a_policy_in_the_current_directory_has_a_name_all_the_same(
+    make_grid: Callable[..., Grid], saved_policy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(saved_policy)
+    assert "learned" in make_grid(policies=(".",)).labels()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attacks": ()}, "attacks is empty"),
+        ({"malicious_fractions": ()}, "malicious_fractions is empty"),
+        ({"heterogeneities": ()}, "heterogeneities is empty"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"env_ids": ()}, "env_ids is empty"),
+        ({"rules": ()}, "neither rules nor policies"),
+        ({"rounds": 2}, "rounds must be at least 3.*got 2"),
+        ({"seeds": (-1,)}, "seeds.*-1"),
+        ({"rules": ("kurm",)}, r"'kurm'.*krum"),
+        ({"attacks": ("signflip",)}, r"'signflip'.*sign_flip"),
+        ({"attacks": ("ipm:epsilon",)}, r"'ipm:epsilon'.*epsilon=VALUE"),
+        ({"attacks": ("ipm:size=2",)}, r"size"),
+        ({"malicious_fractions": (1.0,)}, r"malicious_fraction.*1\.0"),
+        ({"malicious_fractions": (0.1,)}, r"malicious_fraction=0\.1 of 5 clients.*at least 0\.2"),
+        ({"heterogeneities": ("0",)}, r"alpha.*0"),
+        ({"heterogeneities": ("even",)}, r"'even'.*iid"),
+        ({"heterogeneities": ("label_skew_130",)}, r"label_skew_130.*100"),
+        ({"policies": ("nowhere/at/all",)}, r"cannot read .*nowhere/at/all"),
+        ({"policies": ("shipped",)}, r"no policy is shipped for data set 'gaussian_clusters'"),
+        ({"settings": {"clients": 5}}, r"'clients'.*num_clients"),
+        ({"env_ids": ("OptiGrad/Nope-v0",)}, r"'OptiGrad/Nope-v0'.*OptiGrad/Digits-v0"),
+        ({"num_clients": (10**6,)}, "num_clients=1000000"),
+    ],
+)
+def test_a_grid_that_cannot_be_run_is_refused_before_it_starts(
+    make_grid: Callable[..., Grid], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        make_grid(**changes)
+
+
+def test_a_policy_for_another_feature_layout_is_refused_by_name(
+    make_grid: Callable[..., Grid], saved_policy: Path
+) -> None:
+    card = saved_policy / "policy.json"
+    card.write_text(card.read_text().replace('"peer_cosine"', '"peer_angle"'))
+    with pytest.raises(ValueError, match=r"policy\.json.*peer_angle"):
+        make_grid(policies=(str(saved_policy),))
+
+
+def test_two_policies_of_the_same_name_are_refused(make_grid: Callable[..., Grid], tmp_path: Path) -> None:
+    paths = tuple(str(save_policy(TrustNet(), tmp_path / parent / "trust")) for parent in ("a", "b"))
+    with pytest.raises(ValueError, match="same directory name"):
+        make_grid(policies=paths)
+
+
+@pytest.mark.parametrize("name", ["oracle", "anchored_oracle", "root_only", "fedavg"])
+def test_a_policy_with_the_name_of_a_rule_is_refused_because_it_would_take_its_row(
+    make_grid: Callable[..., Grid], tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        make_grid(policies=(str(save_policy(TrustNet(), tmp_path / name)),))

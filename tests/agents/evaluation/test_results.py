@@ -1,0 +1,222 @@
+"""The results directory: nothing is lost, nothing is there twice, and nothing of another grid is touched."""
+
+import csv
+import json
+import resource
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError
+from agents.evaluation.cells import failure
+from agents.evaluation.figures_of_merit import COLUMNS
+from agents.evaluation.grid import Cell
+from agents.evaluation.results import Table
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def grid(make_grid: Callable[..., Grid]) -> Grid:
+    return make_grid(rules=("fedavg", "median", "shapley"), features=True)
+
+
+def open_directory(path: Path, grid: Grid, **options: Any) -> ResultsDirectory:
+    expected = {cell: [one.label for one in grid.contestants(cell.env_id)] for cell in grid.cells()}
+    return ResultsDirectory(path, grid.to_json(), expected, **options)
+
+
+def filled(path: Path, grid: Grid, results: list[CellResult]) -> bytes:
+    with open_directory(path, grid) as directory:
+        for result in results:
+            directory.add(result)
+        directory.finish([])
+    return (path / "results.csv").read_bytes()
+
+
+def test_rows_are_on_disk_in_full_precision_as_soon_as_a_cell_is_added(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    with open_directory(tmp_path, grid) as directory:
+        directory.add(results[0])
+        with (tmp_path / "results.csv").open(newline="") as file:
+            read = list(csv.DictReader(file))
+        assert [float(row["test_accuracy"]) for row in read] == [row["test_accuracy"] for row in results[0].rows]
+        assert read[0]["detection_auroc"] == ""
+        assert directory.curves_of(results[0].cell).exists()
+
+
+def test_whatever_the_order_in_which_cells_end_the_table_is_in_the_grids(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    forwards = filled(tmp_path / "a", grid, results)
+    assert filled(tmp_path / "b", grid, results[::-1]) == forwards
+    with (tmp_path / "b" / "results.csv").open(newline="") as file:
+        attacks = [row["attack"] for row in csv.DictReader(file)]
+    assert list(dict.fromkeys(attacks)) == ["none", "sign_flip", "alie"]
+
+
+def test_seconds_are_in_a_file_of_their_own(tmp_path: Path, grid: Grid, results: list[CellResult]) -> None:
+    filled(tmp_path, grid, results)
+    assert not [name for name in COLUMNS if "seconds" in name]
+    with (tmp_path / "timings.csv").open(newline="") as file:
+        assert all(float(row["seconds_per_round"]) > 0 for row in csv.DictReader(file))
+
+
+@pytest.mark.parametrize("table", ["results.csv", "timings.csv"])
+@pytest.mark.parametrize("cut", [1, 30, 400])
+def test_half_a_row_at_the_tail_is_dropped_with_a_warning_and_its_cell_run_again(
+    tmp_path: Path, grid: Grid, results: list[CellResult], table: str, cut: int
+) -> None:
+    complete = filled(tmp_path, grid, results)
+    path = tmp_path / table
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.warns(UserWarning, match=rf"{table}: 1 damaged row"), open_directory(tmp_path, grid) as directory:
+        assert directory.missing() == [results[-1].cell]
+        directory.add(results[-1])
+        directory.finish([])
+    assert (tmp_path / "results.csv").read_bytes() == complete
+
+
+def test_a_tail_that_ends_with_a_whole_row_costs_its_cell_too(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    complete = filled(tmp_path, grid, results)
+    (tmp_path / "results.csv").write_bytes(b"".join(complete.splitlines(keepends=True)[:-2]))
+    with open_directory(tmp_path, grid) as directory:
+        assert directory.missing() == [results[-1].cell]
+
+
+def test_a_cell_without_its_curves_is_run_again(tmp_path: Path, grid: Grid, results: list[CellResult]) -> None:
+    filled(tmp_path, grid, results)
+    with open_directory(tmp_path, grid) as directory:
+        directory.curves_of(results[1].cell).unlink()
+    with open_directory(tmp_path, grid) as directory:
+        assert directory.missing() == [results[1].cell]
+
+
+def test_a_cell_of_which_a_rule_failed_is_run_again_and_the_failure_recorded(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    broken = results[0]
+    partial = CellResult(broken.cell, broken.rows[1:], broken.timings[1:], broken.curves, [])
+    with open_directory(tmp_path, grid) as directory:
+        directory.add(partial)
+        directory.finish([failure(broken.cell, "fedavg", ZeroDivisionError("by zero"))])
+    (recorded,) = json.loads((tmp_path / "failures.json").read_text())["failures"]
+    assert (recorded["rule"], recorded["error"]) == ("fedavg", "ZeroDivisionError: by zero")
+    with open_directory(tmp_path, grid) as directory:
+        assert broken.cell in directory.missing()
+        for result in results:
+            directory.add(result)
+        directory.finish([])
+    assert not (tmp_path / "failures.json").exists()
+    assert (tmp_path / "results.csv").read_bytes() == filled(tmp_path / "whole", grid, results)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 5}, "rounds was 4, is 5"),
+        ({"seeds": (0, 1)}, r"seeds was \[0\], is \[0, 1\]"),
+        ({"attacks": ("alie",)}, "attacks was"),
+        ({"settings": {"learning_rate": 0.5}}, "settings was"),
+        ({"num_clients": (6,)}, "num_clients was"),
+    ],
+)
+def test_results_of_another_grid_are_refused_and_the_setting_named(
+    tmp_path: Path,
+    grid: Grid,
+    results: list[CellResult],
+    make_grid: Callable[..., Grid],
+    changes: dict[str, Any],
+    message: str,
+) -> None:
+    before = filled(tmp_path, grid, results)
+    other = make_grid(**{"rules": ("fedavg", "median", "shapley"), "features": True, **changes})
+    with pytest.raises(ResultsError, match=f"another grid .*{message}.*--overwrite"):
+        open_directory(tmp_path, other)
+    assert (tmp_path / "results.csv").read_bytes() == before
+    with open_directory(tmp_path, other, overwrite=True) as directory:
+        assert directory.missing() == other.cells()
+
+
+def test_results_of_nobody_knows_which_grid_are_refused(tmp_path: Path, grid: Grid) -> None:
+    (tmp_path / "results.csv").write_text("a month of computing")
+    with pytest.raises(ResultsError, match=r"no manifest\.json.*--overwrite"):
+        open_directory(tmp_path, grid)
+    assert (tmp_path / "results.csv").read_text() == "a month of computing"
+
+
+def test_a_directory_that_somebody_is_writing_to_is_refused_and_free_afterwards(tmp_path: Path, grid: Grid) -> None:
+    with open_directory(tmp_path, grid), pytest.raises(ResultsError, match="being written to"):
+        open_directory(tmp_path, grid)
+    with open_directory(tmp_path, grid) as directory:
+        assert directory.missing()
+
+
+def test_where_the_data_lies_makes_no_other_grid(
+    tmp_path: Path, grid: Grid, results: list[CellResult], make_grid: Callable[..., Grid]
+) -> None:
+    filled(tmp_path, grid, results)
+    moved = make_grid(rules=("fedavg", "median", "shapley"), features=True, settings={"data_dir": str(tmp_path)})
+    with open_directory(tmp_path, moved) as directory:
+        assert not directory.missing()
+
+
+def test_a_table_that_cannot_take_a_batch_is_as_it_was_before(tmp_path: Path) -> None:
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from agents.evaluation.results import ResultsError, Table
+        table = Table(Path(sys.argv[1]), ["a", "b"])
+        table.append([{"a": 1, "b": 2}])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+        try:
+            table.append([{"a": "x" * 20, "b": i} for i in range(10)])
+        except ResultsError as error:
+            print(error)
+    """
+    path = tmp_path / "table.csv"
+    command = [sys.executable, "-c", textwrap.dedent(code), str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert "table.csv cannot be written: File too large" in done.stdout
+    assert path.read_text() == "a,b\n1,2\n"
+    assert Table(path, ["a", "b"]).rows == [{"a": "1", "b": "2"}]
+
+
+def test_a_full_disk_stops_the_run_with_the_cells_so_far_intact(tmp_path: Path, make_grid: Callable[..., Grid]) -> None:
+    command = [sys.executable, "evaluate.py", "--env-id", "OptiGrad/Softmax-v0", "--num-clients", "5", "--rounds", "3"]
+    command += ["--rules", "fedavg", "--attacks", "alie", "ipm", "--alpha", "0.5", "--seeds", "6", "--no-features"]
+    command += ["--workers", "1", "--no-progress", "--out", str(tmp_path / "out")]
+    limit = 6000
+
+    def small_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+    stopped = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=small_disk)
+    assert stopped.returncode == 1
+    assert "cannot be written" in stopped.stderr.splitlines()[-1]
+    assert "Traceback" not in stopped.stderr
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        kept = list(csv.reader(file))[1:]
+    assert kept
+    assert len(kept) % 4 == 0
+    assert {len(line) for line in kept} == {len(COLUMNS)}
+    continued = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert continued.returncode == 0, continued.stderr
+    with (tmp_path / "out" / "results.csv").open(newline="") as file:
+        rows = list(csv.reader(file))[1:]
+    assert len(rows) == 6 * 3 * 4
+    assert all(line in rows for line in kept)
+
+
+def test_cells_of_equal_words_are_equal_keys() -> None:
+    one = Cell("OptiGrad/Digits-v0", 10, "0.5", "alie", 0.3, 0)
+    assert one == Cell("OptiGrad/Digits-v0", 10, "0.5", "alie", 0.3, 0)
+    assert one.name == "OptiGrad-Digits-v0_10_0.5_alie_0.3_0"
