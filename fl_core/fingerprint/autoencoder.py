@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fl_core.fingerprint import geometry
+from fl_core.fingerprint import geometry, native
 from fl_core.fingerprint.geometry import SKETCH
 
 _HIDDEN = (512, 256, 128)
@@ -44,6 +44,14 @@ class UpdateAutoencoder(nn.Module):
         self.encoder = _dense(SKETCH, *_HIDDEN)
         self.latent = _linear(_HIDDEN[-1], 2 * _LATENT)
         self.decoder = nn.Sequential(_dense(_LATENT, *reversed(_HIDDEN)), _linear(_HIDDEN[0], SKETCH))
+        encoder, (*decoder, last) = _linear_layers(self.encoder), _linear_layers(self.decoder)
+        # What a sketch goes through on its way to its reconstruction; of the latent layer the first half, the mean.
+        self._chain = [
+            *((layer, layer.out_features, True) for layer in encoder),
+            (self.latent, _LATENT, False),
+            *((layer, layer.out_features, True) for layer in decoder),
+            (last, SKETCH, False),
+        ]
 
     def sketch(self, updates: Tensor, scale: Tensor) -> Tensor:
         """Random projection of updates in units of ``scale``: (N, P) to (N, 256), see ``geometry.fold``."""
@@ -67,6 +75,8 @@ class UpdateAutoencoder(nn.Module):
     @torch.no_grad()
     def error(self, sketches: Tensor) -> Tensor:
         """``‖x − VAE(x)‖² / ‖x‖²``, with the mean of the latent code: (N, 256) to (N,); 0 for a zero update."""
+        if native.serves(sketches):
+            return native.reconstruction_errors(self._chain, _GAIN, sketches)
         x = _GAIN * sketches
         mean, _ = self._encode(x)
         energy = x.square().sum(dim=1)

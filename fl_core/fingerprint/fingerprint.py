@@ -188,7 +188,6 @@ class Fingerprinter:
 
     def _observe(self, raw: Tensor) -> Tensor:
         error, root, peer, norm, sign, shapley = raw.unbind(dim=1)
-        largest = shapley.abs().max()
         return torch.stack(
             [
                 _log_ratio(error, self.typical_error.double()),
@@ -196,7 +195,7 @@ class Fingerprinter:
                 peer.clamp(-1, 1),
                 _log_ratio(norm, geometry.median(norm)),
                 2 * sign - 1,
-                shapley / torch.where(largest > 0, largest, 1.0),
+                shapley / shapley.abs().max().clamp_min(torch.finfo(torch.float64).tiny),
             ],
             dim=1,
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fl_core.fingerprint import native
 from fl_core.registry import check_known
 from fl_core.training import Engine
 
@@ -67,9 +68,8 @@ class CoalitionGame:
 
     def logits(self, models: Iterable[Tensor]) -> Tensor:
         """Outputs of models that come in pieces, each (m, P), to (M, V, C)."""
-        return torch.cat(
-            [self.engine.logits(piece, self.statistics.expand(len(piece), -1), self.images) for piece in models]
-        )
+        outputs = [self.engine.logits(piece, self.statistics.expand(len(piece), -1), self.images) for piece in models]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Splits rows that stand for models into pieces of as many as are run in one go."""
@@ -163,26 +163,33 @@ class SurrogateShapley:
 
     def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
         """See ``ShapleyEstimator``."""
-        logits = game.logits(self._probes(game)).double()
-        empty, grand, *_ = values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
-        slope, variance = self._expansion(game, logits.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
-        shapley = quadratic_shapley(slope, variance, torch.zeros_like(slope), grand, empty)
+        values, slope, variance = self._expansion(game, game.logits(self._probes(game)))
+        empty, grand = values[0], values[1]
+        # The changes of all members add up to none, so Q's rows do, and Q is not needed beyond its diagonal.
+        shapley = quadratic_shapley(slope, variance, None, grand, empty)
         return shapley + singles_shapley(values[2:] - (grand - slope - variance / 2))
 
-    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """First and second derivative (N,) of the loss of the grand coalition along each client's logit change."""
+    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (N + 2,) of the probes, and of the loss of the grand coalition the first and second derivative (N,).
+
+        The derivatives are along each client's logit change.
+        """
+        if native.serves(logits) and game.labels.device.type == "cpu":
+            return native.expand_surrogate(logits, game.labels, game.cap)
+        logits = logits.double()
+        values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
+        logits = logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         # The changes of all members add up to none, as their offsets do: so the values share out the whole gain.
         change = logits[2:] - logits[2:].mean(dim=0)
         likelihood = logits[1].log_softmax(dim=-1)
         probability, truth = likelihood.exp(), F.one_hot(game.labels, logits.shape[-1])
         # A sample at its cap contributes a constant.
-        counted = (-(likelihood * truth).sum(dim=-1) < game.cap) / len(game.labels)
+        counted = (-(likelihood * truth).sum(dim=-1) < game.cap).double() / len(game.labels)
         slope = change.flatten(1) @ (counted[:, None] * (probability - truth)).flatten()
-        # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p. As the
-        # changes add up to none, so do Q's rows, and the rest of Q is not needed.
+        # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p.
         weighted = probability * change
         variance = (weighted * change).sum(dim=-1) - weighted.sum(dim=-1).square()
-        return slope, variance @ counted.double()
+        return values, slope, variance @ counted
 
     def _probes(self, game: CoalitionGame) -> Iterator[Tensor]:
         """The models w, w + ū and w + clip(Δᵢ) for each client, in pieces."""
@@ -203,7 +210,7 @@ def singles_shapley(values: Tensor) -> Tensor:
     return values if n == 1 else (values - (values.sum() - values) / (n - 1)) / n
 
 
-def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
+def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor | None, constant: Tensor, empty: Tensor) -> Tensor:
     """Shapley values of ``v(S) = constant − b·m − ½ mᵀQm``, m the mean of the members' unit vectors; v(∅) = empty.
 
     For a client i and a uniformly drawn coalition of t others, the expected marginal needs only four averages: of b,
@@ -213,7 +220,7 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor,
     Args:
         slope: (N,) float64, b.
         own: (N,) float64, diagonal of the symmetric Q.
-        row: (N,) float64, Q's row sums.
+        row: (N,) float64, Q's row sums; ``None`` where they are zero.
         constant: Scalar.
         empty: Scalar, value of the empty coalition.
 
@@ -222,9 +229,9 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor,
     """
     n = len(slope)
     weights = _quadratic_weights(n)
-    common = (constant - empty) / n - weights.slopes * slope.sum()
-    common = common - weights.owns * own.sum() - weights.rows * row.sum()
-    return common - weights.slope * slope - weights.own * own - weights.row * row
+    common = (constant - empty) / n - weights.slopes * slope.sum() - weights.owns * own.sum()
+    shapley = common - weights.slope * slope - weights.own * own
+    return shapley if row is None else shapley - weights.rows * row.sum() - weights.row * row
 
 
 @dataclass(frozen=True)

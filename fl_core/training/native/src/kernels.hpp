@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fingerprint.hpp"
 #include "model.hpp"
 #include "network.hpp"
 
@@ -36,6 +37,16 @@ struct Kernels {
   // `new_local` is `local` with the statistics of the images in place of the running ones.
   void (*reestimate)(const Network& network, const float* shared, const float* local, const float* images,
                      std::int64_t count, void* memory, float* new_local);
+
+  // The fingerprint's, see geometry.hpp and autoencoder.hpp. `reconstruction_errors` takes up to 2 * width clients.
+  int width;  // floats in a vector
+  double (*energy)(const float* row, std::int64_t count);
+  void (*sum_columns)(const float* row, const float* reference, const float* signs, std::int64_t count, RowSums& sums,
+                      double* folded);
+  void (*multiply_with_all)(const float* updates, std::int64_t rows, std::int64_t pitch, std::int64_t columns,
+                            const double* weights, double* sum, double* with_all);
+  void (*reconstruction_errors)(const Autoencoder& network, const float* sketches, int count, float* buffers,
+                                float* errors);
 };
 
 extern const Kernels kPortable;

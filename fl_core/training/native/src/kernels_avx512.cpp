@@ -15,7 +15,9 @@
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
 #endif
 
+#include "autoencoder.hpp"
 #include "evaluation.hpp"
+#include "geometry.hpp"
 #include "training.hpp"
 
 namespace optigrad {
@@ -35,7 +37,12 @@ const Kernels kAvx512 = {"avx512",
                        &train_client<Avx512>,
                        &evaluation_bytes<Avx512>,
                        &evaluate_logits<Avx512>,
-                       &reestimate_statistics<Avx512>};
+                       &reestimate_statistics<Avx512>,
+                       Avx512::width,
+                       &energy_of<Avx512>,
+                       &sum_columns<Avx512>,
+                       &multiply_with_all<Avx512>,
+                       &reconstruction_errors<Avx512>};
 
 }  // namespace optigrad
 

@@ -8,7 +8,9 @@
 #include "network.hpp"
 
 
+#include "autoencoder.hpp"
 #include "evaluation.hpp"
+#include "geometry.hpp"
 #include "training.hpp"
 
 namespace optigrad {
@@ -28,6 +30,11 @@ const Kernels kPortable = {"portable",
                        &train_client<Portable>,
                        &evaluation_bytes<Portable>,
                        &evaluate_logits<Portable>,
-                       &reestimate_statistics<Portable>};
+                       &reestimate_statistics<Portable>,
+                       Portable::width,
+                       &energy_of<Portable>,
+                       &sum_columns<Portable>,
+                       &multiply_with_all<Portable>,
+                       &reconstruction_errors<Portable>};
 
 }  // namespace optigrad
