@@ -2,7 +2,7 @@
 
 With ten clients and two thousand parameters a fingerprint is a chain of operations that each take less time than
 PyTorch takes to begin one. What is here is what their definitions in ``geometry``, ``autoencoder`` and ``shapley`` come
-to; those run where the library is not built, on other devices, and where a gradient is wanted.
+to; those run where ``serves`` says no: where the library is not built, and on other devices.
 """
 
 import ctypes
@@ -41,10 +41,7 @@ class _Autoencoder(ctypes.Structure):
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the library is there and takes these tensors: contiguous float32 on the CPU, of which none is empty.
-
-    And of which none wants a gradient.
-    """
+    """Whether the library is there and takes these tensors: contiguous float32 on the CPU, none empty, no gradient."""
     plain = all(
         tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
         for tensor in tensors
