@@ -229,7 +229,7 @@ def policy_label(policy: str) -> str:
 
 
 def _auroc(weights: Tensor, malicious: Tensor) -> float:
-    return float(roc_auc_score((~malicious).numpy(), weights.numpy()))
+    return float(roc_auc_score((~malicious).numpy(), weights.cpu().numpy()))
 
 
 def _honest_share(weights: Tensor, malicious: Tensor) -> float:

@@ -16,6 +16,7 @@ from fl_core.attacks import AdversaryView, LocalData
 from fl_core.config import FederationConfig
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
+from fl_core.device import check_device
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
@@ -39,7 +40,7 @@ class Round:
 
     Attributes:
         view: What the server sees.
-        malicious: (N,) bool. Truth.
+        malicious: (N,) bool, on the CPU. Truth.
         attacking: Whether the malicious clients attack in this round. Truth.
     """
 
@@ -49,7 +50,7 @@ class Round:
 
     @property
     def corrupted(self) -> Tensor:
-        """(N,) bool: whose update is an attack in this round; before the onset nobody's. Truth."""
+        """(N,) bool on the CPU: whose update is an attack in this round; before the onset nobody's. Truth."""
         return self.malicious & self.attacking
 
 
@@ -65,17 +66,21 @@ class Federation:
 
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
-        self.dataset, self.splits = _data(config)
+        self.device = check_device(config.device)
+        dataset, self.splits = _data(config)
+        self.dataset = dataset.to(self.device)
         network = self._network(seed=0)
         self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
-        self.engine = make_engine(config.engine, network, self.layout)
+        self.engine = make_engine(config.engine, network, self.layout, self.device)
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
                 f"num_clients={config.num_clients} is more than the {len(self.splits.clients)} samples "
                 f"that data set {config.dataset!r} leaves for clients"
             )
-        reference = self.splits.reference
+        # Indices that are needed in every round, where the images are.
+        reference, self._utility = self.splits.reference.to(self.device), self.splits.utility.to(self.device)
+        self._scored: dict[str, Tensor] = {name: getattr(self.splits, name).to(self.device) for name in _SCORED_SPLITS}
         self.simulator = HonestSimulator(
             self.engine, self.dataset.images(reference), self.dataset.labels[reference], config.training, self.objective
         )
@@ -105,11 +110,10 @@ class Federation:
         self._batch_generators = [streams.torch(Purpose.CLIENT, i) for i in range(config.num_clients)]
         self._batch_generators.append(streams.torch(Purpose.SERVER))
         self._attack_generator = streams.torch(Purpose.ATTACK)
-        utility = self.splits.utility
         self.fingerprinter = Fingerprinter(
             self.simulator,
-            self.dataset.images(utility),
-            self.dataset.labels[utility],
+            self.dataset.images(self._utility),
+            self.dataset.labels[self._utility],
             self.dataset.num_classes,
             partial(_autoencoder, config),
             make_shapley(config.shapley),
@@ -238,12 +242,12 @@ class Federation:
 
     def _samples(self, split: str) -> Tensor:
         check_known("split", [split], _SCORED_SPLITS)
-        return self.splits.validation if split == "validation" else self.splits.test
+        return self._scored[split]
 
     def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
         pool = self.splits.clients
         shards = scenario.make_partition()(
-            self.dataset.labels[pool].numpy(),
+            self.dataset.labels[pool].cpu().numpy(),
             self.config.num_clients,
             streams.numpy(Purpose.PARTITION),
             groups=self.dataset.groups_of(pool),
@@ -276,7 +280,7 @@ class Federation:
         updates has learned them along a run from these weights.
         """
         seed = int(Streams(self.config.split_seed).numpy(Purpose.MODEL).integers(2**31))
-        return self.layout.initial(self._network(seed))
+        return self.layout.initial(self._network(seed).to(self.device))
 
     def _batches(self) -> Tensor:
         """(N + 1, K, B) indices into the data set: each shard permuted and taken cyclically; the server's last."""
@@ -286,7 +290,8 @@ class Federation:
             cyclic(shard, size, generator)
             for shard, generator in zip([*self.shards, self.splits.reference], self._batch_generators, strict=True)
         ]
-        return torch.stack(rows).view(-1, training.steps, training.batch_size)
+        # Drawn on the CPU, and brought to the images in one piece.
+        return torch.stack(rows).view(-1, training.steps, training.batch_size).to(self.device)
 
 
 def _data(config: FederationConfig) -> tuple[Dataset, Splits]:

@@ -95,6 +95,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
     - `reward`: name of a term, or a mapping from names to weights.
     - `scenarios`: a `ScenarioDistribution`, or a mapping of its fields.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
+    - `device`: one of them too, `"cpu"` or `"cuda"`; observations and infos are NumPy arrays either way.
 
     Several federations in one process: `gym.make_vec("OptiGrad/Digits-v0", num_envs=8)`, see `OptiGradVectorEnv`.
 
@@ -199,7 +200,7 @@ class OptiGradEnv(gym.Env[Observation, Action]):
 
     @staticmethod
     def _observation(round_: Round) -> Observation:
-        observation: Observation = round_.view.fingerprint.observation.numpy().copy()
+        observation: Observation = round_.view.fingerprint.observation.cpu().numpy().copy()
         return observation
 
     def _info(self, round_: Round) -> dict[str, Any]:
@@ -215,14 +216,17 @@ class OptiGradEnv(gym.Env[Observation, Action]):
         }
         if self._aggregate is not None:
             assert self._aggregate.weights is not None
-            info |= {"weights": self._aggregate.weights.numpy().copy(), "root_weight": self._aggregate.root_weight}
+            info |= {
+                "weights": self._aggregate.weights.cpu().numpy().copy(),
+                "root_weight": self._aggregate.root_weight,
+            }
         return info
 
     def _frame(self) -> rendering.Frame:
         round_, scenario = self.current_round, self.federation.scenario
         weights = np.zeros(self._num_clients)
         if self._aggregate is not None and self._aggregate.weights is not None:
-            weights = self._aggregate.weights.double().numpy()
+            weights = self._aggregate.weights.double().cpu().numpy()
         return rendering.Frame(
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
             weights=weights,

@@ -14,7 +14,7 @@ from optigrad_env.env import Action, Observation, OptiGradEnv
 
 @dataclass(frozen=True, eq=False)
 class RecordedRound:
-    """One round with everything needed to ask, later, what another trust would have led to.
+    """One round with everything needed to ask, later, what another trust would have led to. All of it on the CPU.
 
     Attributes:
         observation: (N, 6) float32.
@@ -60,7 +60,7 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
         updates = torch.zeros_like(view.updates)
         if len(view.accepted):
             updates[~view.rejected] = env.federation.config.weighting.clip(view.accepted, view.reference)
-        return RecordedRound(
+        recorded = (
             view.fingerprint.observation,
             round_.corrupted,
             view.rejected,
@@ -70,6 +70,7 @@ class RoundRecorder(gym.Wrapper[Observation, Action, Observation, Action]):
             view.server_local,
             env.honest_mean(),
         )
+        return RecordedRound(*(tensor.cpu() for tensor in recorded))
 
 
 class FeatureShuffle(gym.ObservationWrapper[Observation, Action, Observation]):

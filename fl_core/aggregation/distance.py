@@ -29,7 +29,7 @@ class Krum(Rule):
         n = len(view.accepted)
         if n < 3 <= len(view.updates):  # the rest has sent nonsense: no neighbours left to choose by
             fallen = fall_back(view)
-            return Aggregate(fallen.update, torch.zeros(n), fallen.root_weight)
+            return Aggregate(fallen.update, view.updates.new_zeros(n), fallen.root_weight)
         if n < 3:
             raise ValueError(f"krum needs n >= 2f + 3, so at least 3 finite updates; got n={n}")
         clients = len(view.updates)

@@ -1,7 +1,5 @@
 """The plain mean."""
 
-import torch
-
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
 from fl_core.aggregation.view import ServerView
 
@@ -13,4 +11,4 @@ class FedAvg(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         updates = view.accepted
-        return Aggregate(updates.mean(dim=0), torch.full((len(updates),), 1 / len(updates)))
+        return Aggregate(updates.mean(dim=0), updates.new_full((len(updates),), 1 / len(updates)))

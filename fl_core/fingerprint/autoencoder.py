@@ -103,7 +103,8 @@ class UpdateAutoencoder(nn.Module):
         encoder[0].weight.copy_(torch.cat([directions, -directions]))
         for layer in encoder[1:]:
             layer.weight.copy_(_carry(layer))
-        first = torch.cat([torch.eye(_LATENT), -torch.eye(_LATENT)])
+        identity = torch.eye(_LATENT, device=deviation.device)
+        first = torch.cat([identity, -identity])
         self.latent.weight.zero_()
         self.latent.weight[:_LATENT] = first.T / deviation
         self.latent.bias[_LATENT:] = -(1 + variance / _WORTH).log()
@@ -116,9 +117,9 @@ class UpdateAutoencoder(nn.Module):
     def _descend(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
         optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE)
         for _ in range(steps):
-            x = _GAIN * sketches[torch.randint(0, len(sketches), (_BATCH,), generator=generator)]
+            x = _GAIN * sketches[torch.randint(0, len(sketches), (_BATCH,), generator=generator).to(sketches.device)]
             mean, log_variance = self._encode(x)
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
             reconstruction = self.decoder(mean + noise * (log_variance / 2).exp())
             divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
             loss = (reconstruction - x).square().sum(dim=1).mean() / SKETCH + _KL_WEIGHT * divergence
@@ -147,7 +148,7 @@ def _carry(layer: nn.Linear) -> Tensor:
 
     ReLU's input is the number itself, so it is put together from its two parts and taken apart again.
     """
-    part = torch.eye(layer.out_features // 2, layer.in_features // 2)
+    part = torch.eye(layer.out_features // 2, layer.in_features // 2, device=layer.weight.device)
     return torch.cat([torch.cat([part, -part], dim=1), torch.cat([-part, part], dim=1)])
 
 

@@ -98,7 +98,8 @@ class Fingerprinter:
 
         Args:
             updates: (N, P) as received.
-            rejected: (N,) bool, clients whose update is not finite; they get the worst value in every feature.
+            rejected: (N,) bool on the CPU, clients whose update is not finite; they get the worst value in every
+                feature.
             shared: (P,) global model that the round began with.
             reference: (P,) reference update.
             local: (L,) the server's BatchNorm after its reference training.
@@ -106,8 +107,8 @@ class Fingerprinter:
         """
         if bool(rejected.all()):
             return Fingerprint(
-                _among_rejected(torch.empty(0, 6, dtype=torch.float64), _WORST_RAW, rejected),
-                _among_rejected(torch.empty(0, 6), _WORST_OBSERVATION, rejected),
+                _among_rejected(updates.new_empty(0, 6, dtype=torch.float64), _WORST_RAW, rejected),
+                _among_rejected(updates.new_empty(0, 6, dtype=torch.float32), _WORST_OBSERVATION, rejected),
             )
         # Picking rows copies them, which at millions of parameters is worth avoiding.
         accepted = updates[~rejected] if bool(rejected.any()) else updates
@@ -143,8 +144,9 @@ class Fingerprinter:
         One set of BatchNorm statistics for all of them: those of the model with the candidates' mean.
         """
         with torch.inference_mode():
-            game = self._game(candidates, torch.ones(len(candidates), dtype=torch.float64), shared, local)
-            return -game.values(torch.eye(len(candidates), dtype=torch.bool)).clone()
+            alike = candidates.new_ones(len(candidates), dtype=torch.float64)
+            game = self._game(candidates, alike, shared, local)
+            return -game.values(torch.diag(alike).bool()).clone()
 
     def _game(self, updates: Tensor, clip: Tensor, shared: Tensor, local: Tensor) -> CoalitionGame:
         return CoalitionGame(
@@ -205,7 +207,7 @@ def _among_rejected(values: Tensor, worst: tuple[float, ...], rejected: Tensor) 
     """Rows (A, 6) of the accepted clients and the worst row for the rejected ones: (N, 6)."""
     if len(values) == len(rejected):
         return values
-    rows = torch.tensor(worst, dtype=values.dtype).repeat(len(rejected), 1)
+    rows = torch.tensor(worst, dtype=values.dtype).to(values.device).repeat(len(rejected), 1)
     rows[~rejected] = values
     return rows
 

@@ -157,8 +157,8 @@ def _chunks(updates: Tensor) -> Iterator[_Chunk]:
     clients, size = updates.shape
     width = min(max(_CHUNK // clients // SKETCH, 1) * SKETCH, size)
     # The buffers are made once: fresh ones of this size would be fetched from the operating system for every chunk.
-    exact, spare64 = torch.empty(2, clients, width, dtype=torch.float64)
-    spare32 = torch.empty(clients, width)
+    exact, spare64 = updates.new_empty(2, clients, width, dtype=torch.float64)
+    spare32 = updates.new_empty(clients, width, dtype=torch.float32)
     for start in range(0, size, width):
         single = updates[:, start : start + width]
         c = single.shape[1]
@@ -214,5 +214,5 @@ def _peer_cosine(updates: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _share(agreeing: Tensor, reference: Tensor) -> Tensor:
-    total = int(reference.count_nonzero())
-    return agreeing / total if total else torch.full_like(agreeing, 0.5)
+    total = reference.count_nonzero()
+    return torch.where(total > 0, agreeing / total.clamp_min(1), 0.5)

@@ -111,7 +111,7 @@ class ExactShapley:
             )
         codes = torch.arange(2**n)
         members = (codes[:, None] >> torch.arange(n)) % 2 == 1
-        values = game.values(members)
+        values = game.values(members.to(game.updates.device)).cpu()
         size = members.sum(dim=1)
         weight = torch.tensor(
             [factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)] + [0.0], dtype=torch.float64
@@ -120,7 +120,7 @@ class ExactShapley:
         for i in range(n):
             without = codes[~members[:, i]]
             shapley.append((weight[size[without]] * (values[without + 2**i] - values[without])).sum())
-        return torch.stack(shapley)
+        return torch.stack(shapley).to(game.updates.device)
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class PermutationShapley:
         # prefixes[r, k]: the members after k clients have joined in order r.
         prefixes = position[:, None, :] < torch.arange(n + 1)[None, :, None]
         coalitions, which = prefixes.flatten(0, 1).unique(dim=0, return_inverse=True)
-        values = game.values(coalitions)[which].view(len(orders), n + 1)
-        return values.diff(dim=1).gather(1, position).mean(dim=0)
+        values = game.values(coalitions.to(game.updates.device)).cpu()[which].view(len(orders), n + 1)
+        return values.diff(dim=1).gather(1, position).mean(dim=0).to(game.updates.device)
 
 
 @dataclass(frozen=True)
