@@ -1,6 +1,6 @@
 """Rounds on another device: the same numbers, nothing mixed, and hardly anything read back.
 
-There is no GPU in the tests; see pretend_device.py for what stands in for one, and docs/gpu.md for what that leaves open.
+There is no GPU in the tests; pretend_device.py has what stands in for one, docs/gpu.md what that leaves open.
 """
 
 from dataclasses import replace
@@ -213,10 +213,10 @@ def test_an_unknown_device_lists_the_known_ones(name):
 def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", None)
-    with pytest.raises(ValueError, match="device='cuda': this PyTorch is built without CUDA; install .* device='cpu'"):
+    with pytest.raises(ValueError, match=r"device='cuda': this PyTorch is built without CUDA; install .* device='cpu'"):
         OptiGradEnv(device="cuda")
     monkeypatch.setattr(torch.version, "cuda", "12.4")
-    with pytest.raises(ValueError, match="device='cuda': PyTorch finds no NVIDIA GPU; check .*nvidia-smi"):
+    with pytest.raises(ValueError, match=r"device='cuda': PyTorch finds no NVIDIA GPU; check .*nvidia-smi"):
         configure(device="cuda")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -16,8 +16,8 @@ from fl_core.models.networks import small_cnn
 from fl_core.training import Engine, engine_names, make_engine, make_objective, native, objective_names
 
 CLASSES = 4
-# The linear engine runs none of the networks here; it has test_linear.py. A compiled one would compile in every test; it
-# has test_compiled.py.
+# The linear engine runs none of the networks here; it has test_linear.py. The compiled one would compile in every test;
+# it has test_compiled.py.
 ENGINES = [
     name for name in engine_names() if name not in ("linear", "compiled") and (name != "native" or native.is_built())
 ]
