@@ -136,7 +136,7 @@ class Fingerprinter:
         """Feature 5, (A,) float64, of updates that are clipped to their median norm; ``lengths`` are their norms."""
         lengths = geometry.norms(updates) if lengths is None else lengths
         game = self._game(updates, geometry.clip_factors(lengths, geometry.median(lengths)), shared, local)
-        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_))
+        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_) if self._shapley.draws else None)
 
     def losses(self, candidates: Tensor, shared: Tensor, local: Tensor) -> Tensor:
         """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P).

@@ -105,25 +105,39 @@ def reconstruction_errors(layers: Sequence[tuple[nn.Linear, int, bool]], gain: f
     return errors
 
 
-def expand_surrogate(logits: Tensor, labels: Tensor, cap: float) -> tuple[Tensor, Tensor, Tensor]:
-    """The expansion of ``SurrogateShapley``: values (N + 2,), slope (N,) and variance (N,), all float64.
+def probes(shared: Tensor, updates: Tensor, clip: Tensor) -> Tensor:
+    """The models that ``SurrogateShapley`` evaluates: (P,), (N, P), and (N,) float64 to (N + 2, P) float32."""
+    _declare()
+    clients, size = updates.shape
+    assert shared.shape == (size,)
+    assert clip.shape == (clients,)
+    models = torch.empty(clients + 2, size)
+    library.call(
+        "optigrad_probes",
+        *(shared.data_ptr(), updates.data_ptr(), clip.contiguous().data_ptr(), clients, size, models.data_ptr()),
+    )
+    return models
+
+
+def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Sequence[float]) -> Tensor:
+    """``SurrogateShapley`` from its probes' logits: (N,) float64.
 
     Args:
         logits: (N + 2, V, C) float32 of the models of nobody, of everybody and of each client alone.
         labels: (V,) int64 on the CPU.
         cap: Largest loss that one sample may count.
+        weights: The six of ``_QuadraticWeights``.
     """
     _declare()
     models, samples, classes = logits.shape
     assert labels.shape == (samples,)
-    figures = torch.empty(3, models, dtype=torch.float64)
-    values, slope, variance = figures.unbind()
+    shapley = torch.empty(models - 2, dtype=torch.float64)
     library.call(
         "optigrad_surrogate",
         *(logits.data_ptr(), labels.contiguous().data_ptr(), models - 2, samples, classes, cap),
-        *(values.data_ptr(), slope.data_ptr(), variance.data_ptr()),
+        *((ctypes.c_double * 6)(*weights), shapley.data_ptr()),
     )
-    return values, slope[: models - 2], variance[: models - 2]
+    return shapley
 
 
 @cache
@@ -134,4 +148,5 @@ def _declare() -> None:
     kernels.optigrad_reconstruction_errors.argtypes = (
         *(ctypes.POINTER(_Autoencoder), pointer, count, ctypes.c_int, pointer),
     )
-    kernels.optigrad_surrogate.argtypes = (*(pointer,) * 2, *(count,) * 3, number, *(pointer,) * 3)
+    kernels.optigrad_probes.argtypes = (*(pointer,) * 3, count, count, pointer)
+    kernels.optigrad_surrogate.argtypes = (*(pointer,) * 2, *(count,) * 3, number, *(pointer,) * 2)

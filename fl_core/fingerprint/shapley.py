@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import factorial, log
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -73,8 +73,13 @@ class CoalitionGame:
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Splits rows that stand for models into pieces of as many as are run in one go."""
-        pieces: tuple[Tensor, ...] = rows.split(min(_MODELS_AT_ONCE, max(_PARAMETERS_AT_ONCE // len(self.shared), 1)))
+        pieces: tuple[Tensor, ...] = rows.split(self.models_at_once)
         return pieces
+
+    @property
+    def models_at_once(self) -> int:
+        """How many models are run in one go."""
+        return min(_MODELS_AT_ONCE, max(_PARAMETERS_AT_ONCE // len(self.shared), 1))
 
     def losses(self, logits: Tensor) -> Tensor:
         """Uncapped cross-entropy of every sample: (M, V, C) to (M, V) float64."""
@@ -90,9 +95,15 @@ class CoalitionGame:
 
 
 class ShapleyEstimator(Protocol):
-    """Shapley values (N,) float64 of a game."""
+    """Shapley values (N,) float64 of a game.
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    Attributes:
+        draws: Whether it samples, and so needs a generator: making one takes longer than it seems.
+    """
+
+    draws: ClassVar[bool]
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """Estimates; ``generator`` is for estimators that sample."""
         ...
 
@@ -101,7 +112,9 @@ class ShapleyEstimator(Protocol):
 class ExactShapley:
     """All 2ᴺ coalitions (Shapley 1953). For N up to 12."""
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    draws: ClassVar[bool] = False
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``; raises ValueError for more than 12 clients."""
         n = len(game.updates)
         if n > MAX_EXACT_CLIENTS:
@@ -133,13 +146,14 @@ class PermutationShapley:
         num_permutations: Orders, an even number; arXiv 2507.23638 uses 100.
     """
 
+    draws: ClassVar[bool] = True
     num_permutations: int = 100
 
     def __post_init__(self) -> None:
         if self.num_permutations < 2 or self.num_permutations % 2:
             raise ValueError(f"num_permutations must be even and at least 2, got {self.num_permutations}")
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``."""
         n = len(game.updates)
         half = [torch.randperm(n, generator=generator) for _ in range(self.num_permutations // 2)]
@@ -161,9 +175,14 @@ class SurrogateShapley:
     quadratic function of that mean, and the expected marginals have a closed form in O(N).
     """
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    draws: ClassVar[bool] = False
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``."""
-        values, slope, variance = self._expansion(game, game.logits(self._probes(game)))
+        logits = game.logits(self._probes(game))
+        if native.serves(logits) and game.labels.device.type == "cpu":
+            return native.surrogate_shapley(logits, game.labels, game.cap, _quadratic_weights(len(game.updates)))
+        values, slope, variance = self._expansion(game, logits)
         empty, grand = values[0], values[1]
         # The changes of all members add up to none, so Q's rows do, and Q is not needed beyond its diagonal.
         shapley = quadratic_shapley(slope, variance, None, grand, empty)
@@ -174,8 +193,6 @@ class SurrogateShapley:
 
         The derivatives are along each client's logit change.
         """
-        if native.serves(logits) and game.labels.device.type == "cpu":
-            return native.expand_surrogate(logits, game.labels, game.cap)
         logits = logits.double()
         values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
         logits = logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
@@ -193,6 +210,9 @@ class SurrogateShapley:
 
     def _probes(self, game: CoalitionGame) -> Iterator[Tensor]:
         """The models w, w + ū and w + clip(Δᵢ) for each client, in pieces."""
+        if len(game.updates) <= game.models_at_once and native.serves(game.shared, game.updates):
+            yield native.probes(game.shared, game.updates, game.clip)
+            return
         ends = torch.stack([game.shared, game.shared + game.mean_update])
         factors = game.pieces(game.clip.to(ends.dtype)[:, None])
         for updates, factor in zip(game.updates.split(len(factors[0])), factors, strict=True):
@@ -234,8 +254,7 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor | None, constant: 
     return shapley if row is None else shapley - weights.rows * row.sum() - weights.row * row
 
 
-@dataclass(frozen=True)
-class _QuadraticWeights:
+class _QuadraticWeights(NamedTuple):
     """What each part of the quadratic game weighs in a Shapley value among n clients; plurals are sums over all."""
 
     slope: float

@@ -16,9 +16,20 @@ from torch import Tensor
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretend")
+
+class _Module(_DummyBackendModule):
+    """What PyTorch asks of a device for as long as the process lives, in other tests too: it draws nothing."""
+
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
+
+
+_setup_privateuseone_for_python_backend("pretend", backend_module=_Module())
 
 DEVICE = torch.device("pretend:0")
 aten = torch.ops.aten

@@ -375,5 +375,7 @@ def test_other_sequences_of_known_layers_are_equal_too(network):
 
 def test_an_unknown_engine_lists_the_names():
     case = make_case(1)
-    with pytest.raises(ValueError, match="unknown engine 'warp'; there are: sequential, stacked, native, linear, auto"):
+    with pytest.raises(
+        ValueError, match="unknown engine 'warp'; there are: sequential, stacked, native, linear, compiled, auto"
+    ):
         case.engine("warp")

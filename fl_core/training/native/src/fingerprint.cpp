@@ -129,12 +129,33 @@ int optigrad_reconstruction_errors(const Autoencoder* network, const float* sket
   });
 }
 
-// The surrogate game's expansion: logits (clients + 2, samples, classes) of nobody, everybody and each client alone,
-// labels (samples,) to values (clients + 2,), slope (clients,) and variance (clients,); see SurrogateShapley.
+// The models that the surrogate game is probed with, (clients + 2, size): shared, shared plus the mean of the clipped
+// updates, and shared plus each client's.
+int optigrad_probes(const float* shared, const float* updates, const double* clip, std::int64_t clients,
+                    std::int64_t size, float* models) {
+  return guarded([&] {
+    float* const grand = models + size;
+    std::copy_n(shared, size, models);
+    std::fill_n(grand, size, 0.0f);
+    for (std::int64_t i = 0; i < clients; ++i) {
+      const float *update = updates + i * size, factor = float(clip[i]), share = float(clip[i] / double(clients));
+      float* const alone = models + (i + 2) * size;
+      for (std::int64_t k = 0; k < size; ++k) {
+        alone[k] = shared[k] + factor * update[k];
+        grand[k] += share * update[k];
+      }
+    }
+    for (std::int64_t k = 0; k < size; ++k) grand[k] += shared[k];
+  });
+}
+
+// Shapley values (clients,) of the surrogate game, see SurrogateShapley: from logits (clients + 2, samples, classes) of
+// its probes and labels (samples,).
 int optigrad_surrogate(const float* logits, const std::int64_t* labels, std::int64_t clients, std::int64_t samples,
-                       std::int64_t classes, double cap, double* values, double* slope, double* variance) {
+                       std::int64_t classes, double cap, const QuadraticWeights* weights, double* shapley) {
   return guarded([&] {
     check_labels(labels, samples, classes);
+    std::vector<double> values(clients + 2), slope(clients, 0.0), variance(clients, 0.0);
     const std::int64_t model = samples * classes;
     std::vector<double> row(classes), p(classes), mean(model, 0.0);
     const auto finite = [&](std::int64_t m, std::int64_t at) {
@@ -151,8 +172,6 @@ int optigrad_surrogate(const float* logits, const std::int64_t* labels, std::int
       values[m] = -losses / double(samples);
       for (std::int64_t at = 0; m >= 2 && at < model; ++at) mean[at] += finite(m, at) / double(clients);
     }
-    std::fill_n(slope, clients, 0.0);
-    std::fill_n(variance, clients, 0.0);
     for (std::int64_t v = 0; v < samples; ++v) {
       const std::int64_t first = v * classes;
       for (std::int64_t c = 0; c < classes; ++c) row[c] = finite(1, first + c);
@@ -171,6 +190,18 @@ int optigrad_surrogate(const float* logits, const std::int64_t* labels, std::int
         slope[i] += (along - truth) / double(samples);
         variance[i] += (square - along * along) / double(samples);
       }
+    }
+
+    const double n = double(clients), empty = values[0], grand = values[1];
+    double common = (grand - empty) / n, all_alone = 0;
+    std::vector<double>& alone = values;  // what each client alone is worth beyond the quadratic game
+    for (std::int64_t i = 0; i < clients; ++i) {
+      common -= weights->slopes * slope[i] + weights->owns * variance[i];
+      all_alone += alone[i + 2] -= grand - slope[i] - variance[i] / 2;
+    }
+    for (std::int64_t i = 0; i < clients; ++i) {
+      const double own = alone[i + 2], others = clients > 1 ? (all_alone - own) / (n - 1) : 0;
+      shapley[i] = common - weights->slope * slope[i] - weights->own * variance[i] + (own - others) / n;
     }
   });
 }

@@ -19,6 +19,11 @@ struct DenseLayer {
   std::int64_t inputs, outputs, relu;
 };
 
+// What each part of the quadratic game weighs in a Shapley value; see _QuadraticWeights in shapley.py.
+struct QuadraticWeights {
+  double slope, slopes, own, owns, row, rows;
+};
+
 struct Autoencoder {
   const DenseLayer* layers;
   std::int64_t num_layers, widest;  // the widest output
