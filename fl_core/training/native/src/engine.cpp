@@ -13,7 +13,7 @@ thread_local std::string last_error;
 
 namespace {
 
-constexpr int kAbiVersion = 2;  // _ABI_VERSION in library.py
+constexpr int kAbiVersion = 3;  // _ABI_VERSION in library.py
 
 }  // namespace
 }  // namespace optigrad
