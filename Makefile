@@ -61,7 +61,7 @@ sanitize: setup-dev  ## Build the native engine with address and undefined-behav
 	OPTIGRAD_LIBRARY="$$(find "$(CURDIR)/$(SANITIZED)" -name '_kernels*.so')" \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py
+	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py tests/fl_core/fingerprint/test_native_fingerprint.py
 
 lint: setup-dev  ## Check style and types.
 	$(BIN)/ruff check .

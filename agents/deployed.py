@@ -188,5 +188,7 @@ class TrustAggregator(TrustRule):
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:
         """See ``TrustRule.trust``. The policy sees rejected clients too, at their worst, as it did in training."""
-        trust: Tensor = self.policy(view.fingerprint.observation)
-        return trust[~view.rejected]
+        observation = view.fingerprint.observation
+        where = next((parameter.device for parameter in self.policy.parameters()), observation.device)
+        trust: Tensor = self.policy(observation.to(where))
+        return trust[~view.rejected].to(observation.device)

@@ -241,10 +241,11 @@ def mean_gap(policy: TrustNet, recordings: Sequence[Recording], batch: int = 32)
 
 def _loss(federation: Federation, rounds: RecordedRound, picks: Tensor, update: Tensor, samples: Tensor) -> Tensor:
     """Loss (B,) of the models that the updates would make, scored as the environment scores them."""
-    models, engine = rounds.shared[picks] + update, federation.engine
-    local = engine.reestimate(models, rounds.server_local[picks], federation.simulator.images)
+    device, engine = federation.device, federation.engine
+    models = (rounds.shared[picks] + update).to(device)
+    local = engine.reestimate(models, rounds.server_local[picks].to(device), federation.simulator.images)
     logits = engine.logits(models, local, federation.dataset.images(samples))
-    return capped_cross_entropy(logits, federation.dataset.labels[samples]).mean(dim=1)
+    return capped_cross_entropy(logits, federation.dataset.labels[samples]).mean(dim=1).to(update.device)
 
 
 def _optimise(parameters: Iterable[nn.Parameter], learning_rate: float, steps: int) -> Any:

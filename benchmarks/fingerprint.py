@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import tyro
@@ -57,7 +57,9 @@ class Arguments:
 class NoShapley:
     """Stands in for an estimator where only the other five features are timed."""
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    draws: ClassVar[bool] = False
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """Zeros."""
         return torch.zeros(len(game.updates), dtype=torch.float64)
 

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from fl_core import Federation, Round, Scenario, configure
 from fl_core.aggregation import make_rule
+from fl_core.attacks import AdversaryView
 from fl_core.fingerprint import geometry
 from optigrad_env import OptiGradEnv
 from optigrad_env.registration import ENVIRONMENTS
@@ -130,8 +131,8 @@ def time_parts(size: Size, settings: dict[str, Any]) -> list[dict[str, Any]]:
         started = time.perf_counter()
         round_ = federation.local_round()
         whole = time.perf_counter() - started
-        generator = torch.Generator().manual_seed(0)
-        attack = _seconds(lambda: quiet(round_.view.updates, round_.malicious, generator))  # noqa: B023
+        adversary = AdversaryView(torch.Generator().manual_seed(0))
+        attack = _seconds(lambda: quiet(round_.view.updates, round_.malicious, adversary))  # noqa: B023
         times["training"].append(whole - attack)
         times["attack"].append(attack)
         for feature, compute in _features(federation, round_).items():

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from fl_core.aggregation.trust import TrustWeighting
+from fl_core.device import check_device
 from fl_core.fingerprint import SIMULATED_ROUNDS, make_shapley
 from fl_core.registry import check_known
 from fl_core.training import LocalTraining, make_objective
@@ -29,7 +30,9 @@ class FederationConfig:
         loss: What clients minimise, ``cross_entropy`` or ``squared``. Models are scored by cross-entropy either way.
         training: Each client's local work in a round.
         weighting: How trust becomes an update.
-        engine: Training engine; ``auto`` is the fastest that is built and can run the network.
+        engine: Training engine; ``auto`` is the fastest that is built and can run the network on the device.
+        device: Where rounds run: ``cpu``, ``cuda`` or ``cuda:1``. Random numbers are drawn on the CPU either way, so
+            equal seeds give equal partitions, batches and attacks.
         shapley: Shapley estimator.
         simulated_rounds: Rounds of nine simulated clients from which the autoencoder learns what is honest. Nearly all
             of an autoencoder's cost; take fewer for a network of millions of parameters.
@@ -51,6 +54,7 @@ class FederationConfig:
     training: LocalTraining = field(default_factory=LocalTraining)
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
     engine: str = "auto"
+    device: str = "cpu"
     shapley: str = "surrogate"
     simulated_rounds: int = SIMULATED_ROUNDS
     root: int = 100
@@ -64,6 +68,7 @@ class FederationConfig:
             raise ValueError(f"simulated_rounds must be at least 1, got {self.simulated_rounds}")
         make_objective(self.objective, self.mu, self.loss)
         make_shapley(self.shapley)
+        check_device(self.device)
         for name in ("dataset_options", "network_options"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
         if self.data_dir is not None:

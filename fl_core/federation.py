@@ -17,6 +17,7 @@ from fl_core.config import FederationConfig
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
 from fl_core.data.splits import Root, redraw_root
+from fl_core.device import check_device
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
@@ -41,7 +42,7 @@ class Round:
 
     Attributes:
         view: What the server sees: a row for each of the N clients that take part.
-        malicious: (N,) bool, row by row of the view. Truth.
+        malicious: (N,) bool, row by row of the view, on the CPU. Truth.
         attacking: Whether the malicious clients attack in this round. Truth.
         participants: (N,) int64, ascending: which client each row is.
     """
@@ -53,7 +54,7 @@ class Round:
 
     @property
     def corrupted(self) -> Tensor:
-        """(N,) bool: whose update is an attack in this round; before the onset nobody's. Truth."""
+        """(N,) bool on the CPU: whose update is an attack in this round; before the onset nobody's. Truth."""
         return self.malicious & self.attacking
 
 
@@ -69,11 +70,17 @@ class Federation:
 
     def __init__(self, config: FederationConfig) -> None:
         self.config = config
-        self.dataset, self._own_splits = _data(config)
+        self.device = check_device(config.device)
+        dataset, self._own_splits = _data(config)
+        self.dataset = dataset.to(self.device)
         network = self._network(seed=0)
         self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
-        self.engine = make_engine(config.engine, network, self.layout)
+        self.engine = make_engine(config.engine, network, self.layout, self.device)
+        # Indices that are needed in every round, where the images are.
+        self._scored: dict[str, Tensor] = {
+            name: getattr(self._own_splits, name).to(self.device) for name in _SCORED_SPLITS
+        }
         self.use_root(_OWN_ROOT)
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
@@ -92,7 +99,8 @@ class Federation:
         self.splits = (
             redraw_root(self.dataset, self._own_splits, generator, root) if root != _OWN_ROOT else self._own_splits
         )
-        images, labels = self.dataset.images(self.splits.reference), self.dataset.labels[self.splits.reference]
+        reference, self._utility = self.splits.reference.to(self.device), self.splits.utility.to(self.device)
+        images, labels = self.dataset.images(reference), self.dataset.labels[reference]
         self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
         self._root = root
 
@@ -127,11 +135,10 @@ class Federation:
         self._attack_generator = streams.torch(Purpose.ATTACK)
         self._participation_generator = streams.numpy(Purpose.PARTICIPATION)
         self.participants = torch.arange(clients)
-        utility = self.splits.utility
         self.fingerprinter = Fingerprinter(
             self.simulator,
-            self.dataset.images(utility),
-            self.dataset.labels[utility],
+            self.dataset.images(self._utility),
+            self.dataset.labels[self._utility],
             self.dataset.num_classes,
             partial(_autoencoder, config, self._root),
             make_shapley(config.shapley),
@@ -281,7 +288,7 @@ class Federation:
 
     def _samples(self, split: str) -> Tensor:
         check_known("split", [split], _SCORED_SPLITS)
-        return self.splits.validation if split == "validation" else self.splits.test
+        return self._scored[split]
 
     def _clients_of(self, scenario: Scenario) -> int:
         """Number of clients of an episode."""
@@ -295,7 +302,7 @@ class Federation:
     def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
         pool = self.splits.clients
         shards = scenario.make_partition()(
-            self.dataset.labels[pool].numpy(),
+            self.dataset.labels[pool].cpu().numpy(),
             self.num_clients,
             streams.numpy(Purpose.PARTITION),
             groups=self.dataset.groups_of(pool),
@@ -329,7 +336,7 @@ class Federation:
         updates has learned them along a run from these weights.
         """
         seed = int(Streams(self.config.split_seed).numpy(Purpose.MODEL).integers(2**31))
-        return self.layout.initial(self._network(seed))
+        return self.layout.initial(self._network(seed).to(self.device))
 
     def _batches(self, rows: Tensor) -> Tensor:
         """(M, K, B) indices into the data set: each participant's shard permuted and taken cyclically."""
@@ -337,7 +344,8 @@ class Federation:
         size = training.steps * training.batch_size
         shards = [*self.shards, self.splits.reference]
         batches = [cyclic(shards[row], size, self._batch_generators[row]) for row in rows.tolist()]
-        return torch.stack(batches).view(-1, training.steps, training.batch_size)
+        # Drawn on the CPU, and brought to the images in one piece.
+        return torch.stack(batches).view(-1, training.steps, training.batch_size).to(self.device)
 
 
 def _data(config: FederationConfig) -> tuple[Dataset, Splits]:

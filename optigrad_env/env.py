@@ -100,6 +100,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
     - `scenarios`: a `ScenarioDistribution`, a mapping of its fields, or `"wide"`: all of them drawn, from no malicious
       client to a majority of 60 %, with eight draws of root data of 20 to 200 samples.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
+    - `device`: one of them too, `"cpu"` or `"cuda"`; observations and infos are NumPy arrays either way.
 
     Several federations in one process: `gym.make_vec("OptiGrad/Digits-v0", num_envs=8)`, see `OptiGradVectorEnv`.
 
@@ -259,7 +260,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
     def _of_clients(self, rows: Tensor, round_: Round, absent: float = 0) -> NDArray[Any]:
         clients = rows.new_full((self._num_clients, *rows.shape[1:]), absent)
         clients[round_.participants] = rows
-        return clients.numpy()
+        return clients.cpu().numpy()
 
     def _measure(self, candidates: Tensor) -> tuple[float, float]:
         """Scores candidate updates (M, P) on validation data; keeps the first's figures.
@@ -321,7 +322,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         weights, aggregate = np.zeros(self._num_clients), self._aggregate
         attacked = scenario.attack != "none" and bool(self._malicious().any())
         if aggregate is not None and aggregate.weights is not None:
-            weights[~np.isnan(history.trust[-1])] = aggregate.weights.double().numpy()
+            weights[~np.isnan(history.trust[-1])] = aggregate.weights.double().cpu().numpy()
         return rendering.Frame(
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
             rounds=self.rounds,

@@ -17,7 +17,7 @@ class Outcome:
         loss: Loss of the model that the agent aggregated.
         honest_loss: Loss of the model made by the plain mean of the same round's honest updates.
         weights: (N,) share of each client in the aggregate.
-        corrupted: (N,) bool, whose update was an attack in this round.
+        corrupted: (N,) bool on the CPU, whose update was an attack in this round.
     """
 
     loss_before: float

@@ -20,7 +20,7 @@ from optigrad_env.observation import trust_of_action
 
 @dataclass(frozen=True, eq=False)
 class RecordedRound:
-    """One round with everything needed to ask, later, what another trust would have led to.
+    """One round with everything needed to ask, later, what another trust would have led to. All of it on the CPU.
 
     Attributes:
         observation: (N, 6) float32.
@@ -68,7 +68,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
         updates = torch.zeros_like(view.updates)
         if len(view.accepted):
             updates[~view.rejected] = env.federation.config.weighting.clip(view.accepted, view.reference)
-        return RecordedRound(
+        recorded = (
             env.of_clients(view.fingerprint.observation),
             env.of_clients(round_.corrupted),
             env.of_clients(view.rejected, absent=True),
@@ -79,6 +79,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
             env.honest_mean(),
             env.of_clients(torch.ones_like(view.rejected)),
         )
+        return RecordedRound(*(tensor.cpu() for tensor in recorded))
 
 
 class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):

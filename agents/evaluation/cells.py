@@ -120,13 +120,13 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
             with watch.server(last=number == grid.rounds - 1):
                 aggregate = rule(round_.view)
         if label == RECORDED and grid.features:
-            features.append(round_.view.fingerprint.observation.numpy().astype(np.float16))
+            features.append(round_.view.fingerprint.observation.cpu().numpy().astype(np.float16))
         with watch.round_goes_on():
             federation.apply(aggregate.update)
         detection.add(aggregate.weights, round_.corrupted)
         corrupted.append(round_.corrupted.numpy())
         if aggregate.weights is not None:
-            weights.append(aggregate.weights.numpy().astype(np.float32))
+            weights.append(aggregate.weights.cpu().numpy().astype(np.float32))
         if number in measured:
             scores.add(final=number >= grid.rounds - FINAL_ROUNDS)
     row = {"rule": label, **identity(grid, contestant, cell), **scores.figures(), **detection.figures()}
@@ -193,8 +193,8 @@ class _Scores:
         if final:
             figures = {"test_accuracy": accuracy, "test_loss": float(metrics.loss[0])}
             self._final.append({**figures, "attack_success": federation.attack_success("test")})
-            self._classes.append(metrics.class_accuracy[0].numpy())
-            self._clients.append(federation.evaluate_personalised("test")[~federation.malicious].numpy())
+            self._classes.append(metrics.class_accuracy[0].cpu().numpy())
+            self._clients.append(federation.evaluate_personalised("test").cpu()[~federation.malicious].numpy())
 
     def figures(self) -> dict[str, float | None]:
         """Means over the final rounds; the worst class and client are those whose own mean is lowest."""

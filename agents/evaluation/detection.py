@@ -45,7 +45,7 @@ class Detection:
         self._malicious += int(corrupted.sum())
         self._honest += int((~corrupted).sum())
         if bool(corrupted.any()) and not bool(corrupted.all()):
-            self._aurocs.append(float(roc_auc_score((~corrupted).numpy(), weights.numpy())))
+            self._aurocs.append(float(roc_auc_score((~corrupted).numpy(), weights.cpu().numpy())))
             total = float(weights.sum())
             self._shares.append(float(weights[~corrupted].sum()) / total if total > 0 else float("nan"))
 

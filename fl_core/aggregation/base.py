@@ -242,9 +242,9 @@ def require_reference(view: ServerView, rule: str) -> Tensor:
 
 def fall_back(view: ServerView) -> Aggregate:
     """The reference update alone; no update at all for a server without root data."""
-    weights = torch.zeros(len(view.updates))
+    weights = view.updates.new_zeros(len(view.updates))
     if view.reference is None:
-        return Aggregate(torch.zeros(view.updates.shape[1]), weights)
+        return Aggregate(view.updates.new_zeros(view.updates.shape[1]), weights)
     return Aggregate(view.reference, weights, root_weight=1.0)
 
 

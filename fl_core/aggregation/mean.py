@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
-
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
 from fl_core.aggregation.view import ServerView
 
@@ -23,4 +21,4 @@ class FedAvg(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         updates = view.accepted
-        return Aggregate(updates.mean(dim=0), torch.full((len(updates),), 1 / len(updates)))
+        return Aggregate(updates.mean(dim=0), updates.new_full((len(updates),), 1 / len(updates)))

@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, weighted_mean
@@ -29,7 +28,7 @@ class _HonestMean(Rule):
     honest: Tensor
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        honest = self.honest[view.accepted_clients].to(torch.float32)
+        honest = self.honest[view.accepted_clients].to(view.updates)
         if not honest.any():
             fallen = fall_back(view)
             return Aggregate(fallen.update, honest, fallen.root_weight)
@@ -43,7 +42,7 @@ class _AnchoredHonestMean(Rule):
     weighting: TrustWeighting
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        return self.weighting(view, self.honest[view.accepted_clients].to(torch.float32))
+        return self.weighting(view, self.honest[view.accepted_clients].to(view.updates))
 
 
 @register_rule("oracle")

@@ -40,7 +40,7 @@ class FLTrust(Rule):
         reference = require_reference(view, "fltrust")
         trust = root_cosine(view.accepted, reference).clamp_min(0)
         if trust.sum() <= 0:
-            return Aggregate(reference, torch.zeros(len(view.accepted)), root_weight=1.0)
+            return Aggregate(reference, reference.new_zeros(len(view.accepted)), root_weight=1.0)
         weights = trust / trust.sum()
         lengths = norms(view.accepted)
         scale = norms(reference[None])[0] / torch.where(lengths > 0, lengths, 1.0)
@@ -62,7 +62,7 @@ class RootOnly(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         reference = require_reference(view, "root_only")
-        return Aggregate(reference, torch.zeros(len(view.accepted)), root_weight=1.0)
+        return Aggregate(reference, reference.new_zeros(len(view.accepted)), root_weight=1.0)
 
 
 @register_rule("best_of_k")

@@ -55,7 +55,7 @@ class TrustWeighting:
         If no trust is left at all, the reference update is used alone.
         """
         reference = require_reference(view, "trust-weighted aggregation")
-        if float(trust.sum()) + self.root_anchor <= 0:
+        if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
@@ -92,7 +92,7 @@ class GivenTrust(TrustRule):
         """See ``TrustRule.trust``; raises ValueError for another number of clients."""
         if self.values.shape != view.rejected.shape:
             raise ValueError(f"got trust of shape {tuple(self.values.shape)} for {len(view.rejected)} clients")
-        return self.values[~view.rejected]
+        return self.values[~view.rejected].to(view.updates.device)
 
 
 @register_rule("shapley")

@@ -46,12 +46,14 @@ class ServerView:
 
     @cached_property
     def rejected(self) -> Tensor:
-        """(N,) bool: clients whose update is not finite; they get no weight in any rule."""
+        """(N,) bool: clients whose update is not finite; they get no weight in any rule.
+
+        On the CPU, wherever the updates are: whom a server leaves out decides what it does next.
+        """
         # The norm of a row with a NaN or an infinity is not finite: ten times faster at millions of parameters than
         # asking each. In float32 it may also be too large a number; in float64 that of a finite row is finite.
-        if bool(torch.linalg.vector_norm(self.updates, dim=1).isfinite().all()):
-            return torch.zeros(len(self.updates), dtype=torch.bool)
-        return ~norms(self.updates).isfinite()
+        rejected = ~torch.linalg.vector_norm(self.updates, dim=1).isfinite().cpu()
+        return ~norms(self.updates).isfinite().cpu() if bool(rejected.any()) else rejected
 
     @cached_property
     def accepted(self) -> Tensor:
@@ -109,11 +111,12 @@ def receive(messages: Tensor | Sequence[Tensor], num_parameters: int) -> Tensor:
         num_parameters: P, the length that an update should have.
 
     Returns:
-        (N, P) float32.
+        (N, P) float32, where the first of the messages is that is a tensor.
     """
     if isinstance(messages, Tensor) and messages.dtype == torch.float32 and messages.shape[1:] == (num_parameters,):
         return messages
-    missing = torch.full((num_parameters,), float("nan"))
+    device = next((message.device for message in messages if isinstance(message, Tensor)), None)
+    missing = torch.full((num_parameters,), float("nan"), device=device)
     return torch.stack(
         [
             message.detach().to(torch.float32)

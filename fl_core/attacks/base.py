@@ -106,7 +106,7 @@ class Attack:
 
         Args:
             updates: (N, P) float32; not modified.
-            malicious: (N,) bool, with at least one honest client.
+            malicious: (N,) bool on the CPU, with at least one honest client.
             adversary: What the adversary has in this round.
 
         Returns:
@@ -144,7 +144,7 @@ class ColludableAttack(Attack):
     def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.__call__``."""
         if self.colluding and malicious.any():
-            updates = torch.where(malicious[:, None], updates[malicious].mean(dim=0), updates)
+            updates = torch.where(malicious[:, None].to(updates.device), updates[malicious].mean(dim=0), updates)
         sent = super().__call__(updates, malicious, adversary)
         sent[malicious] = jittered(sent[malicious], self.jitter, adversary.generator)
         return sent

@@ -1,7 +1,7 @@
 """A labelled image set in memory, and the registry of sets."""
 
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -114,9 +114,21 @@ class Dataset:
         mean, deviation = self.moments
         return self.pixels[indices].to(torch.float32).sub_(mean).div_(deviation)
 
+    def to(self, device: torch.device) -> "Dataset":
+        """The set with pixels and labels on a device; indices and groups stay on the CPU. Itself if they are there."""
+        return self if self.pixels.device == device else _on(self, device)
+
     def groups_of(self, indices: Tensor) -> NDArray[np.int64] | None:
         """The groups of some samples, or ``None`` where there are none."""
         return None if self.groups is None else self.groups[indices].numpy()
+
+
+@cache
+def _on(dataset: Dataset, device: torch.device) -> Dataset:
+    moved = replace(dataset, pixels=dataset.pixels.to(device), labels=dataset.labels.to(device))
+    mean, deviation = dataset.moments
+    vars(moved)["moments"] = mean.to(device), deviation.to(device)
+    return moved
 
 
 def too_few_images(dataset: str, name: str, count: int) -> ValueError:

@@ -62,7 +62,7 @@ def check_strength(strength: float) -> None:
 
 
 def _blurred(images: Tensor, sigma: float) -> Tensor:
-    line = torch.tensor([exp(-0.5 / sigma**2), 1.0, exp(-0.5 / sigma**2)])
+    line = torch.tensor([exp(-0.5 / sigma**2), 1.0, exp(-0.5 / sigma**2)]).to(images.device)
     kernel = torch.outer(line, line) / line.sum() ** 2
     channels = images.shape[1]
     padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
@@ -76,5 +76,5 @@ def _rotated(images: Tensor, degrees: float) -> Tensor:
     turn = torch.tensor(
         [[cos(angle), -sin(angle) * height / width, 0.0], [sin(angle) * width / height, cos(angle), 0.0]]
     )
-    grid = F.affine_grid(turn[None], [1, *images.shape[1:]], align_corners=False)
+    grid = F.affine_grid(turn.to(images.device)[None], [1, *images.shape[1:]], align_corners=False)
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), padding_mode="border", align_corners=False)

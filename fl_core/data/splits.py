@@ -89,7 +89,7 @@ def make_splits(dataset: Dataset, generator: np.random.Generator, *, root: int =
     wanted = (*_halves(root), (validation, _HELD_GROUPS))
     (reference, utility, held), clients = _deal(dataset, dataset.train, generator, wanted)
     if not len(clients) or len(reference) + len(utility) + len(held) < root + validation:
-        units = units_of(dataset.labels[dataset.train].numpy(), dataset.groups_of(dataset.train))
+        units = units_of(dataset.labels[dataset.train].cpu().numpy(), dataset.groups_of(dataset.train))
         raise ValueError(
             f"root={root} and validation={validation} leave no sample for the clients: "
             f"data set {dataset.name!r} has {len(dataset.train)} train samples"
@@ -139,7 +139,7 @@ def _deal(
 ) -> tuple[list[Tensor], Tensor]:
     """Deals a pool of samples out: parts of the wanted sizes, each from a share of the groups, and all the rest."""
     samples = pool.numpy()
-    units = units_of(dataset.labels[pool].numpy(), dataset.groups_of(pool))
+    units = units_of(dataset.labels[pool].cpu().numpy(), dataset.groups_of(pool))
     queue = interleave_classes(units.labels, generator)
     if bias:
         queue = favour_class(queue, units.labels, int(generator.choice(np.unique(units.labels))), bias)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fl_core.fingerprint import geometry
+from fl_core.fingerprint import geometry, native
 from fl_core.fingerprint.geometry import SKETCH
 
 _HIDDEN = (512, 256, 128)
@@ -44,6 +44,14 @@ class UpdateAutoencoder(nn.Module):
         self.encoder = _dense(SKETCH, *_HIDDEN)
         self.latent = _linear(_HIDDEN[-1], 2 * _LATENT)
         self.decoder = nn.Sequential(_dense(_LATENT, *reversed(_HIDDEN)), _linear(_HIDDEN[0], SKETCH))
+        encoder, (*decoder, last) = _linear_layers(self.encoder), _linear_layers(self.decoder)
+        # What a sketch goes through on its way to its reconstruction; of the latent layer the first half, the mean.
+        self._chain = [
+            *((layer, layer.out_features, True) for layer in encoder),
+            (self.latent, _LATENT, False),
+            *((layer, layer.out_features, True) for layer in decoder),
+            (last, SKETCH, False),
+        ]
 
     def sketch(self, updates: Tensor, scale: Tensor) -> Tensor:
         """Random projection of updates in units of ``scale``: (N, P) to (N, 256), see ``geometry.fold``."""
@@ -67,6 +75,8 @@ class UpdateAutoencoder(nn.Module):
     @torch.no_grad()
     def error(self, sketches: Tensor) -> Tensor:
         """``‖x − VAE(x)‖² / ‖x‖²``, with the mean of the latent code: (N, 256) to (N,); 0 for a zero update."""
+        if native.serves(sketches):
+            return native.reconstruction_errors(self._chain, _GAIN, sketches)
         x = _GAIN * sketches
         mean, _ = self._encode(x)
         energy = x.square().sum(dim=1)
@@ -93,7 +103,8 @@ class UpdateAutoencoder(nn.Module):
         encoder[0].weight.copy_(torch.cat([directions, -directions]))
         for layer in encoder[1:]:
             layer.weight.copy_(_carry(layer))
-        first = torch.cat([torch.eye(_LATENT), -torch.eye(_LATENT)])
+        identity = torch.eye(_LATENT, device=deviation.device)
+        first = torch.cat([identity, -identity])
         self.latent.weight.zero_()
         self.latent.weight[:_LATENT] = first.T / deviation
         self.latent.bias[_LATENT:] = -(1 + variance / _WORTH).log()
@@ -106,9 +117,9 @@ class UpdateAutoencoder(nn.Module):
     def _descend(self, sketches: Tensor, steps: int, generator: torch.Generator) -> None:
         optimizer = torch.optim.Adam(self.parameters(), lr=_LEARNING_RATE)
         for _ in range(steps):
-            x = _GAIN * sketches[torch.randint(0, len(sketches), (_BATCH,), generator=generator)]
+            x = _GAIN * sketches[torch.randint(0, len(sketches), (_BATCH,), generator=generator).to(sketches.device)]
             mean, log_variance = self._encode(x)
-            noise = torch.randn(mean.shape, generator=generator)
+            noise = torch.randn(mean.shape, generator=generator).to(mean.device)
             reconstruction = self.decoder(mean + noise * (log_variance / 2).exp())
             divergence = 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
             loss = (reconstruction - x).square().sum(dim=1).mean() / SKETCH + _KL_WEIGHT * divergence
@@ -137,7 +148,7 @@ def _carry(layer: nn.Linear) -> Tensor:
 
     ReLU's input is the number itself, so it is put together from its two parts and taken apart again.
     """
-    part = torch.eye(layer.out_features // 2, layer.in_features // 2)
+    part = torch.eye(layer.out_features // 2, layer.in_features // 2, device=layer.weight.device)
     return torch.cat([torch.cat([part, -part], dim=1), torch.cat([-part, part], dim=1)])
 
 

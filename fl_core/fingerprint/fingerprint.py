@@ -108,7 +108,8 @@ class Fingerprinter:
 
         Args:
             updates: (N, P) as received.
-            rejected: (N,) bool, clients whose update is not finite; they get the worst value in every feature.
+            rejected: (N,) bool on the CPU, clients whose update is not finite; they get the worst value in every
+                feature.
             shared: (P,) global model that the round began with.
             reference: (P,) reference update.
             local: (L,) the server's BatchNorm after its reference training.
@@ -116,8 +117,8 @@ class Fingerprinter:
         """
         if bool(rejected.all()):
             return Fingerprint(
-                _among_rejected(torch.empty(0, 6, dtype=torch.float64), _WORST_RAW, rejected),
-                _among_rejected(torch.empty(0, 6), _WORST_OBSERVATION, rejected),
+                _among_rejected(updates.new_empty(0, 6, dtype=torch.float64), _WORST_RAW, rejected),
+                _among_rejected(updates.new_empty(0, 6, dtype=torch.float32), _WORST_OBSERVATION, rejected),
             )
         # Picking rows copies them, which at millions of parameters is worth avoiding.
         accepted = updates[~rejected] if bool(rejected.any()) else updates
@@ -145,7 +146,7 @@ class Fingerprinter:
         """Feature 5, (A,) float64, of updates that are clipped to their median norm; ``lengths`` are their norms."""
         lengths = geometry.norms(updates) if lengths is None else lengths
         game = self._game(updates, geometry.clip_factors(lengths, geometry.median(lengths)), shared, local)
-        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_))
+        return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_) if self._shapley.draws else None)
 
     def losses(self, candidates: Tensor, shared: Tensor, local: Tensor) -> Tensor:
         """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P), many at once.
@@ -153,7 +154,7 @@ class Fingerprinter:
         BatchNorm's statistics are each model's own, re-estimated on the reference half as they will be when the model
         is used. One set for all, as in the Shapley value's game, would let a single absurd candidate spoil the rest.
         """
-        game = self._game(candidates, torch.ones(len(candidates), dtype=torch.float64), shared, local)
+        game = self._game(candidates, candidates.new_ones(len(candidates), dtype=torch.float64), shared, local)
         losses = []
         with torch.inference_mode():
             for piece in game.pieces(candidates):
@@ -205,7 +206,6 @@ class Fingerprinter:
 
     def _observe(self, raw: Tensor) -> Tensor:
         error, root, peer, norm, sign, shapley = raw.unbind(dim=1)
-        largest = shapley.abs().max()
         return torch.stack(
             [
                 _log_ratio(error, self.typical_error.double()),
@@ -213,7 +213,7 @@ class Fingerprinter:
                 peer.clamp(-1, 1),
                 _log_ratio(norm, geometry.median(norm)),
                 2 * sign - 1,
-                shapley / torch.where(largest > 0, largest, 1.0),
+                shapley / shapley.abs().max().clamp_min(torch.finfo(torch.float64).tiny),
             ],
             dim=1,
         )
@@ -223,7 +223,7 @@ def _among_rejected(values: Tensor, worst: tuple[float, ...], rejected: Tensor) 
     """Rows (A, 6) of the accepted clients and the worst row for the rejected ones: (N, 6)."""
     if len(values) == len(rejected):
         return values
-    rows = torch.tensor(worst, dtype=values.dtype).repeat(len(rejected), 1)
+    rows = torch.tensor(worst, dtype=values.dtype).to(values.device).repeat(len(rejected), 1)
     rows[~rejected] = values
     return rows
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fl_core.fingerprint import native
+
 # Buckets of the random projection that ``measure`` takes along; chunks are whole multiples of it.
 SKETCH = 256
 # Elements of a chunk, 5 MiB with its buffers: half as many are 10 % slower, a sixteenth as many twice as slow.
@@ -69,6 +71,8 @@ def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> Geometry:
         reference: (P,) float32.
         signs: (P,) or longer, of ±1.
     """
+    if native.serves(updates, reference, signs):
+        return Geometry(*native.measure(updates, reference, signs))
     energy, product, agreeing, folded = _sums(
         updates, [_energy, _product_with(reference), _agreeing_with(reference), _fold_by(signs)]
     )
@@ -85,6 +89,8 @@ def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> Geometry:
 
 def norms(updates: Tensor) -> Tensor:
     """Feature 3, ``‖Δᵢ‖₂``: (N, P) to (N,) float64."""
+    if native.serves(updates):
+        return native.norms(updates)
     return _sums(updates, [_energy])[0].sqrt()
 
 
@@ -124,7 +130,7 @@ def median(values: Tensor) -> Tensor:
 
 def clip_factors(lengths: Tensor, norm: Tensor) -> Tensor:
     """What to multiply each row by that none of them is longer than ``norm``: (A,) lengths to (A,), at most 1."""
-    return (norm / torch.where(lengths > 0, lengths, 1.0)).clamp_max(1.0)
+    return (norm / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).clamp_max(1.0)
 
 
 def clip_to(updates: Tensor, norm: Tensor) -> Tensor:
@@ -151,8 +157,8 @@ def _chunks(updates: Tensor) -> Iterator[_Chunk]:
     clients, size = updates.shape
     width = min(max(_CHUNK // clients // SKETCH, 1) * SKETCH, size)
     # The buffers are made once: fresh ones of this size would be fetched from the operating system for every chunk.
-    exact, spare64 = torch.empty(2, clients, width, dtype=torch.float64)
-    spare32 = torch.empty(clients, width)
+    exact, spare64 = updates.new_empty(2, clients, width, dtype=torch.float64)
+    spare32 = updates.new_empty(clients, width, dtype=torch.float32)
     for start in range(0, size, width):
         single = updates[:, start : start + width]
         c = single.shape[1]
@@ -208,5 +214,5 @@ def _peer_cosine(updates: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _share(agreeing: Tensor, reference: Tensor) -> Tensor:
-    total = int(reference.count_nonzero())
-    return agreeing / total if total else torch.full_like(agreeing, 0.5)
+    total = reference.count_nonzero()
+    return torch.where(total > 0, agreeing / total.clamp_min(1), 0.5)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import factorial, log
-from typing import Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fl_core.fingerprint import native
 from fl_core.registry import check_known
 from fl_core.training import Engine
 
@@ -67,14 +68,18 @@ class CoalitionGame:
 
     def logits(self, models: Iterable[Tensor]) -> Tensor:
         """Outputs of models that come in pieces, each (m, P), to (M, V, C)."""
-        return torch.cat(
-            [self.engine.logits(piece, self.statistics.expand(len(piece), -1), self.images) for piece in models]
-        )
+        outputs = [self.engine.logits(piece, self.statistics.expand(len(piece), -1), self.images) for piece in models]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
     def pieces(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Splits rows that stand for models into pieces of as many as are run in one go."""
-        pieces: tuple[Tensor, ...] = rows.split(min(_MODELS_AT_ONCE, max(_PARAMETERS_AT_ONCE // len(self.shared), 1)))
+        pieces: tuple[Tensor, ...] = rows.split(self.models_at_once)
         return pieces
+
+    @property
+    def models_at_once(self) -> int:
+        """How many models are run in one go."""
+        return min(_MODELS_AT_ONCE, max(_PARAMETERS_AT_ONCE // len(self.shared), 1))
 
     def losses(self, logits: Tensor) -> Tensor:
         """Uncapped cross-entropy of every sample: (M, V, C) to (M, V) float64."""
@@ -90,9 +95,15 @@ class CoalitionGame:
 
 
 class ShapleyEstimator(Protocol):
-    """Shapley values (N,) float64 of a game."""
+    """Shapley values (N,) float64 of a game.
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    Attributes:
+        draws: Whether it samples, and so needs a generator: making one takes longer than it seems.
+    """
+
+    draws: ClassVar[bool]
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """Estimates; ``generator`` is for estimators that sample."""
         ...
 
@@ -101,7 +112,9 @@ class ShapleyEstimator(Protocol):
 class ExactShapley:
     """All 2ᴺ coalitions (Shapley 1953). For N up to 12."""
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    draws: ClassVar[bool] = False
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``; raises ValueError for more than 12 clients."""
         n = len(game.updates)
         if n > MAX_EXACT_CLIENTS:
@@ -111,7 +124,7 @@ class ExactShapley:
             )
         codes = torch.arange(2**n)
         members = (codes[:, None] >> torch.arange(n)) % 2 == 1
-        values = game.values(members)
+        values = game.values(members.to(game.updates.device)).cpu()
         size = members.sum(dim=1)
         weight = torch.tensor(
             [factorial(s) * factorial(n - s - 1) / factorial(n) for s in range(n)] + [0.0], dtype=torch.float64
@@ -120,7 +133,7 @@ class ExactShapley:
         for i in range(n):
             without = codes[~members[:, i]]
             shapley.append((weight[size[without]] * (values[without + 2**i] - values[without])).sum())
-        return torch.stack(shapley)
+        return torch.stack(shapley).to(game.updates.device)
 
 
 @dataclass(frozen=True)
@@ -133,13 +146,14 @@ class PermutationShapley:
         num_permutations: Orders, an even number; arXiv 2507.23638 uses 100.
     """
 
+    draws: ClassVar[bool] = True
     num_permutations: int = 100
 
     def __post_init__(self) -> None:
         if self.num_permutations < 2 or self.num_permutations % 2:
             raise ValueError(f"num_permutations must be even and at least 2, got {self.num_permutations}")
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``."""
         n = len(game.updates)
         half = [torch.randperm(n, generator=generator) for _ in range(self.num_permutations // 2)]
@@ -148,8 +162,8 @@ class PermutationShapley:
         # prefixes[r, k]: the members after k clients have joined in order r.
         prefixes = position[:, None, :] < torch.arange(n + 1)[None, :, None]
         coalitions, which = prefixes.flatten(0, 1).unique(dim=0, return_inverse=True)
-        values = game.values(coalitions)[which].view(len(orders), n + 1)
-        return values.diff(dim=1).gather(1, position).mean(dim=0)
+        values = game.values(coalitions.to(game.updates.device)).cpu()[which].view(len(orders), n + 1)
+        return values.diff(dim=1).gather(1, position).mean(dim=0).to(game.updates.device)
 
 
 @dataclass(frozen=True)
@@ -161,31 +175,44 @@ class SurrogateShapley:
     quadratic function of that mean, and the expected marginals have a closed form in O(N).
     """
 
-    def __call__(self, game: CoalitionGame, generator: torch.Generator) -> Tensor:
+    draws: ClassVar[bool] = False
+
+    def __call__(self, game: CoalitionGame, generator: torch.Generator | None) -> Tensor:
         """See ``ShapleyEstimator``."""
-        logits = game.logits(self._probes(game)).double()
-        empty, grand, *_ = values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
-        slope, variance = self._expansion(game, logits.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0))
-        shapley = quadratic_shapley(slope, variance, torch.zeros_like(slope), grand, empty)
+        logits = game.logits(self._probes(game))
+        if native.serves(logits) and game.labels.device.type == "cpu":
+            return native.surrogate_shapley(logits, game.labels, game.cap, _quadratic_weights(len(game.updates)))
+        values, slope, variance = self._expansion(game, logits)
+        empty, grand = values[0], values[1]
+        # The changes of all members add up to none, so Q's rows do, and Q is not needed beyond its diagonal.
+        shapley = quadratic_shapley(slope, variance, None, grand, empty)
         return shapley + singles_shapley(values[2:] - (grand - slope - variance / 2))
 
-    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """First and second derivative (N,) of the loss of the grand coalition along each client's logit change."""
+    def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Values (N + 2,) of the probes, and of the loss of the grand coalition the first and second derivative (N,).
+
+        The derivatives are along each client's logit change.
+        """
+        logits = logits.double()
+        values = -game.losses(logits).clamp_max(game.cap).mean(dim=1)
+        logits = logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         # The changes of all members add up to none, as their offsets do: so the values share out the whole gain.
         change = logits[2:] - logits[2:].mean(dim=0)
         likelihood = logits[1].log_softmax(dim=-1)
         probability, truth = likelihood.exp(), F.one_hot(game.labels, logits.shape[-1])
         # A sample at its cap contributes a constant.
-        counted = (-(likelihood * truth).sum(dim=-1) < game.cap) / len(game.labels)
+        counted = (-(likelihood * truth).sum(dim=-1) < game.cap).double() / len(game.labels)
         slope = change.flatten(1) @ (counted[:, None] * (probability - truth)).flatten()
-        # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p. As the
-        # changes add up to none, so do Q's rows, and the rest of Q is not needed.
+        # The diagonal of Q, the mean over samples of dzᵀ(diag p − p pᵀ)dz: the variance of the change under p.
         weighted = probability * change
         variance = (weighted * change).sum(dim=-1) - weighted.sum(dim=-1).square()
-        return slope, variance @ counted.double()
+        return values, slope, variance @ counted
 
     def _probes(self, game: CoalitionGame) -> Iterator[Tensor]:
         """The models w, w + ū and w + clip(Δᵢ) for each client, in pieces."""
+        if len(game.updates) <= game.models_at_once and native.serves(game.shared, game.updates):
+            yield native.probes(game.shared, game.updates, game.clip)
+            return
         ends = torch.stack([game.shared, game.shared + game.mean_update])
         factors = game.pieces(game.clip.to(ends.dtype)[:, None])
         for updates, factor in zip(game.updates.split(len(factors[0])), factors, strict=True):
@@ -203,7 +230,7 @@ def singles_shapley(values: Tensor) -> Tensor:
     return values if n == 1 else (values - (values.sum() - values) / (n - 1)) / n
 
 
-def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
+def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor | None, constant: Tensor, empty: Tensor) -> Tensor:
     """Shapley values of ``v(S) = constant − b·m − ½ mᵀQm``, m the mean of the members' unit vectors; v(∅) = empty.
 
     For a client i and a uniformly drawn coalition of t others, the expected marginal needs only four averages: of b,
@@ -213,7 +240,7 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor,
     Args:
         slope: (N,) float64, b.
         own: (N,) float64, diagonal of the symmetric Q.
-        row: (N,) float64, Q's row sums.
+        row: (N,) float64, Q's row sums; ``None`` where they are zero.
         constant: Scalar.
         empty: Scalar, value of the empty coalition.
 
@@ -222,13 +249,12 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor, constant: Tensor,
     """
     n = len(slope)
     weights = _quadratic_weights(n)
-    common = (constant - empty) / n - weights.slopes * slope.sum()
-    common = common - weights.owns * own.sum() - weights.rows * row.sum()
-    return common - weights.slope * slope - weights.own * own - weights.row * row
+    common = (constant - empty) / n - weights.slopes * slope.sum() - weights.owns * own.sum()
+    shapley = common - weights.slope * slope - weights.own * own
+    return shapley if row is None else shapley - weights.rows * row.sum() - weights.row * row
 
 
-@dataclass(frozen=True)
-class _QuadraticWeights:
+class _QuadraticWeights(NamedTuple):
     """What each part of the quadratic game weighs in a Shapley value among n clients; plurals are sums over all."""
 
     slope: float

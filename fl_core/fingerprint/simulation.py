@@ -68,14 +68,15 @@ class HonestSimulator:
         """
         if len(self.labels) < 2:
             raise ValueError("a simulator with one sample cannot be split in two")
-        held = torch.zeros(len(self.labels), dtype=torch.bool)
+        held = torch.zeros_like(self.labels, dtype=torch.bool)
         held[self.labels.argsort(stable=True)[1::3]] = True
         larger, smaller = (replace(self, images=self.images[part], labels=self.labels[part]) for part in (~held, held))
         return larger, smaller
 
     def _bootstraps(self, count: int, generator: torch.Generator) -> Tensor:
         """(count, K, B) indices into the reference half."""
-        classes, which = self.labels.unique(return_inverse=True)
+        # Drawn on the CPU: a generator belongs to a device, and equal seeds are to give equal bootstraps on any.
+        classes, which = self.labels.cpu().unique(return_inverse=True)
         low, high = torch.tensor(_SKEW).log()
         alpha = (low + (high - low) * torch.rand(count, 1, generator=generator)).exp()
         # A Dirichlet draw is a normalised Gamma draw; torch's own samplers take no generator.
@@ -83,7 +84,7 @@ class HonestSimulator:
         per_sample = (gamma + 1e-6) / torch.bincount(which)
         shape = (count, self.training.steps, self.training.batch_size)
         picks = torch.multinomial(per_sample[:, which], shape[1] * shape[2], replacement=True, generator=generator)
-        return picks.view(shape)
+        return picks.view(shape).to(self.labels.device)
 
 
 def train_autoencoder(
@@ -108,7 +109,7 @@ def train_autoencoder(
         generator: Source of everything random.
         rounds: Length of the simulated run, nine clients in each round: what an autoencoder costs.
     """
-    autoencoder = UpdateAutoencoder(len(shared), generator)
+    autoencoder = UpdateAutoencoder(len(shared), generator).to(shared.device)
     learning, calibrating = simulator.split()
     train, calibration = [], []
     for _ in range(rounds):

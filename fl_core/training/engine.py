@@ -1,7 +1,7 @@
 """The interface of a training engine: train every client, run many models on one set of images.
 
 Engines differ in speed only. ``sequential`` is the reference, one client after the other in plain PyTorch; the others
-are tested to equal it.
+are tested to equal it. ``auto`` picks any of them but ``compiled``, whose compilation few runs are long enough for.
 """
 
 import logging
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from fl_core.models.parameters import ParameterLayout
 from fl_core.registry import check_known
+from fl_core.training.compiled import CompiledEngine
 from fl_core.training.linear import LinearEngine
 from fl_core.training.native import NativeEngine, is_built
 from fl_core.training.objective import Objective
@@ -110,13 +112,18 @@ def _say_if_not_built() -> None:
         logging.getLogger(__name__).warning("the native engine is not built (no C++ compiler?); using stacked")
 
 
-def _make_auto(network: nn.Module, layout: ParameterLayout) -> Engine:
-    """The fastest engine that can run the network: linear, native if it is built, stacked, sequential."""
+_CPU = torch.device("cpu")
+
+
+def _make_auto(network: nn.Module, layout: ParameterLayout, device: torch.device = _CPU) -> Engine:
+    """The fastest engine that can run the network: linear, native (if built, on the CPU), stacked, sequential."""
     try:
         return LinearEngine(network, layout)
     except ValueError:
-        _say_if_not_built()
-    for engine in (NativeEngine, StackedEngine):
+        if device.type == "cpu":
+            _say_if_not_built()
+    engines: tuple[type[NativeEngine] | type[StackedEngine], ...] = (NativeEngine, StackedEngine)
+    for engine in engines if device.type == "cpu" else engines[1:]:
         try:
             return engine(network, layout)
         except ValueError:
@@ -129,25 +136,32 @@ _ENGINES: dict[str, Callable[[nn.Module, ParameterLayout], Engine]] = {
     "stacked": StackedEngine,
     "native": NativeEngine,
     "linear": LinearEngine,
-    "auto": _make_auto,
+    "compiled": CompiledEngine,
 }
 
 
 def engine_names() -> list[str]:
     """Names that ``make_engine`` accepts."""
-    return list(_ENGINES)
+    return [*_ENGINES, "auto"]
 
 
-def make_engine(name: str, network: nn.Module, layout: ParameterLayout) -> Engine:
+def make_engine(name: str, network: nn.Module, layout: ParameterLayout, device: torch.device = _CPU) -> Engine:
     """Builds an engine for a network.
 
     Args:
         name: An engine, or "auto" for the fastest one that is built and can run the network; its ``name`` says which.
         network: The architecture; its values are not used.
         layout: Which of its tensors are shared.
+        device: Where the tensors will be that it is given.
 
     Raises:
-        ValueError: Unknown name, a network that this engine cannot run, or an engine that is not built.
+        ValueError: Unknown name, a network or a device that this engine cannot run, or an engine that is not built.
     """
-    check_known("engine", [name], _ENGINES)
+    check_known("engine", [name], engine_names())
+    if name == "auto":
+        return _make_auto(network, layout, device)
+    if name == "native" and device.type != "cpu":
+        raise ValueError(
+            f"the native engine runs on the CPU, not on {device}: use engine='auto' or 'stacked', or device='cpu'"
+        )
     return _ENGINES[name](network, layout)

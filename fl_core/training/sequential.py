@@ -45,14 +45,14 @@ class SequentialEngine:
     def _train_client(
         self, shared: Tensor, local: Tensor, images: Tensor, labels: Tensor, objective: Objective, learning_rate: float
     ) -> tuple[Tensor, Tensor]:
-        network = self._network.to(shared.dtype).train()
+        network = self._network.to(shared).train()
         start = {name: value[0] for name, value in self._layout.unpack(shared[None], local[None]).items()}
         network.load_state_dict(start, strict=False)
         anchored = [e.name for e in self._layout.shared if e.trainable]
         optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
         for x, y in zip(images, labels, strict=True):
             optimizer.zero_grad()
-            (objective.total_loss(network(x), y) / len(y)).backward()
+            (objective.total_loss(self._outputs(x), y) / len(y)).backward()
             for name in anchored:
                 # The gradient of the proximal term in closed form, mu·(w − w_global), rather than through autograd.
                 weight = network.get_parameter(name)
@@ -61,9 +61,14 @@ class SequentialEngine:
             optimizer.step()
         return self._layout.initial(network)
 
+    def _outputs(self, x: Tensor) -> Tensor:
+        """What the network makes of a training batch."""
+        outputs: Tensor = self._network(x)
+        return outputs
+
     def logits(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
         """See ``Engine.logits``."""
-        network = self._network.to(shared.dtype).eval()
+        network = self._network.to(shared).eval()
         models = self._layout.unpack(shared, local)
         for name, module in network.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
@@ -78,7 +83,7 @@ class SequentialEngine:
 
     def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
         """See ``Engine.reestimate``."""
-        network = self._network.to(shared.dtype).train()
+        network = self._network.to(shared).train()
         models = self._layout.unpack(shared, local)
         rows = []
         for m in range(len(shared)):

@@ -77,7 +77,7 @@ class NativeEngine:
         if not _is_native(shared, local, images):
             return self._stacked.logits(shared, local, images)
         self._check_models(shared, local, images)
-        logits = shared.new_empty(len(shared), len(images), self._architecture.classes)
+        logits = shared.new_empty(shared.shape[0], images.shape[0], self._architecture.classes)
         self._evaluate("optigrad_logits", shared, local, images, logits)
         return logits
 
@@ -100,12 +100,12 @@ class NativeEngine:
         network = self._network(images)
         models = [tensor.detach().contiguous() for tensor in (shared, local, images)]
         pointers = [tensor.data_ptr() for tensor in models]
-        counts = len(shared), len(images), torch.get_num_threads()
+        counts = shared.shape[0], images.shape[0], torch.get_num_threads()
         call(function, ctypes.byref(network), *pointers, *counts, result.data_ptr())
 
     def _check_models(self, shared: Tensor, local: Tensor, images: Tensor) -> None:
         _check("shared", shared, (None, self._layout.num_shared))
-        _check("local", local, (len(shared), self._layout.num_local))
+        _check("local", local, (shared.shape[0], self._layout.num_local))
         _check("images", images, (None, None, None, None), empty=0)
 
     def _network(self, images: Tensor) -> NetworkStructure:

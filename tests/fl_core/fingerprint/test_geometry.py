@@ -1,6 +1,7 @@
 """Each geometric feature against the double loop that its definition is."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -8,10 +9,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core.fingerprint import geometry
+from fl_core.fingerprint import geometry, native
+from fl_core.training.native import is_built
 
 quick = settings(deadline=None, max_examples=30)
+BY = ["torch", *(["native"] if is_built() else [])]
 cases = given(st.integers(1, 8), st.integers(1, 25), st.floats(1e-3, 1e3), st.integers(0, 2**31))
+
+
+@pytest.fixture(params=BY, autouse=True, scope="module")
+def by(request) -> Iterator[str]:
+    """Everything here holds for both ways to take the sums."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(native, "serves", lambda *tensors: False)
+        yield request.param
 
 
 def draw(n: int, size: int, scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

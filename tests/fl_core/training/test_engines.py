@@ -16,8 +16,11 @@ from fl_core.models.networks import small_cnn
 from fl_core.training import Engine, engine_names, make_engine, make_objective, native, objective_names
 
 CLASSES = 4
-# The linear engine runs none of the networks here; it has test_linear.py.
-ENGINES = [name for name in engine_names() if name != "linear" and (name != "native" or native.is_built())]
+# The linear engine runs none of the networks here; it has test_linear.py. The compiled one would compile in every test;
+# it has test_compiled.py.
+ENGINES = [
+    name for name in engine_names() if name not in ("linear", "compiled") and (name != "native" or native.is_built())
+]
 
 
 @dataclass
@@ -372,5 +375,7 @@ def test_other_sequences_of_known_layers_are_equal_too(network):
 
 def test_an_unknown_engine_lists_the_names():
     case = make_case(1)
-    with pytest.raises(ValueError, match="unknown engine 'warp'; there are: sequential, stacked, native, linear, auto"):
+    with pytest.raises(
+        ValueError, match="unknown engine 'warp'; there are: sequential, stacked, native, linear, compiled, auto"
+    ):
         case.engine("warp")

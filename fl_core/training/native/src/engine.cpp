@@ -1,6 +1,4 @@
-// The C ABI that `engine.py` calls through ctypes. No function throws; each returns a status and leaves a message.
-#include <exception>
-#include <new>
+// The C ABI that `engine.py` calls through ctypes; that of the fingerprint is in fingerprint.cpp.
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -8,39 +6,15 @@
 #include "arena.hpp"
 #include "dispatch.hpp"
 #include "parallel.hpp"
+#include "status.hpp"
 
 namespace optigrad {
-namespace {
-
-constexpr int kAbiVersion = 2;  // _ABI_VERSION in library.py
-
-enum Status { kDone = 0, kInvalidArgument = 1, kOutOfMemory = 2, kFailed = 3 };
 
 thread_local std::string last_error;
 
-template <class Work>
-int guarded(const Work& work) noexcept {
-  try {
-    work();
-    return kDone;
-  } catch (const std::invalid_argument& error) {
-    last_error = error.what();
-    return kInvalidArgument;
-  } catch (const std::bad_alloc&) {
-    last_error = "not enough memory for the native engine";
-    return kOutOfMemory;
-  } catch (const std::exception& error) {
-    last_error = error.what();
-    return kFailed;
-  }
-}
+namespace {
 
-void check_labels(const std::int64_t* labels, std::int64_t count, std::int64_t classes) {
-  for (std::int64_t i = 0; i < count; ++i)
-    if (labels[i] < 0 || labels[i] >= classes)
-      throw std::invalid_argument("labels must be 0 to " + std::to_string(classes - 1) + ", got " +
-                                  std::to_string(labels[i]));
-}
+constexpr int kAbiVersion = 3;  // _ABI_VERSION in library.py
 
 }  // namespace
 }  // namespace optigrad

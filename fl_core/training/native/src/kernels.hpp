@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "fingerprint.hpp"
 #include "model.hpp"
 #include "network.hpp"
 
@@ -41,6 +42,15 @@ struct Kernels {
   // Adds the inner products of `columns` columns, relative to the row `centre`, to the lower triangle of (rows, rows).
   void (*gram)(const float* updates, std::int64_t rows, std::int64_t stride, std::int64_t columns, const float* centre,
                void* memory, double* products);
+  // The fingerprint's, see geometry.hpp and autoencoder.hpp. `reconstruction_errors` takes up to 2 * width clients.
+  int width;  // floats in a vector
+  double (*energy)(const float* row, std::int64_t count);
+  void (*sum_columns)(const float* row, const float* reference, const float* signs, std::int64_t count, RowSums& sums,
+                      double* folded);
+  void (*multiply_with_all)(const float* updates, std::int64_t rows, std::int64_t pitch, std::int64_t columns,
+                            const double* weights, double* sum, double* with_all);
+  void (*reconstruction_errors)(const Autoencoder& network, const float* sketches, int count, float* buffers,
+                                float* errors);
 };
 
 extern const Kernels kPortable;

@@ -15,7 +15,9 @@
 #pragma GCC target("avx2,fma")
 #endif
 
+#include "autoencoder.hpp"
 #include "evaluation.hpp"
+#include "geometry.hpp"
 #include "gram.hpp"
 #include "training.hpp"
 
@@ -38,7 +40,12 @@ const Kernels kAvx2 = {"avx2",
                        &evaluate_logits<Avx2>,
                        &reestimate_statistics<Avx2>,
                        &gram_bytes<Avx2>,
-                       &gram<Avx2>};
+                       &gram<Avx2>,
+                       Avx2::width,
+                       &energy_of<Avx2>,
+                       &sum_columns<Avx2>,
+                       &multiply_with_all<Avx2>,
+                       &reconstruction_errors<Avx2>};
 
 }  // namespace optigrad
 

@@ -15,7 +15,9 @@
 #pragma GCC target("avx512f,avx512vl,avx512bw,avx512dq,avx2,fma")
 #endif
 
+#include "autoencoder.hpp"
 #include "evaluation.hpp"
+#include "geometry.hpp"
 #include "gram.hpp"
 #include "training.hpp"
 
@@ -38,7 +40,12 @@ const Kernels kAvx512 = {"avx512",
                        &evaluate_logits<Avx512>,
                        &reestimate_statistics<Avx512>,
                        &gram_bytes<Avx512>,
-                       &gram<Avx512>};
+                       &gram<Avx512>,
+                       Avx512::width,
+                       &energy_of<Avx512>,
+                       &sum_columns<Avx512>,
+                       &multiply_with_all<Avx512>,
+                       &reconstruction_errors<Avx512>};
 
 }  // namespace optigrad
 

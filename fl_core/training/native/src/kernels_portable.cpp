@@ -8,7 +8,9 @@
 #include "network.hpp"
 
 
+#include "autoencoder.hpp"
 #include "evaluation.hpp"
+#include "geometry.hpp"
 #include "gram.hpp"
 #include "training.hpp"
 
@@ -31,6 +33,11 @@ const Kernels kPortable = {"portable",
                        &evaluate_logits<Portable>,
                        &reestimate_statistics<Portable>,
                        &gram_bytes<Portable>,
-                       &gram<Portable>};
+                       &gram<Portable>,
+                       Portable::width,
+                       &energy_of<Portable>,
+                       &sum_columns<Portable>,
+                       &multiply_with_all<Portable>,
+                       &reconstruction_errors<Portable>};
 
 }  // namespace optigrad

@@ -13,6 +13,8 @@ struct VectorTypes {
   typedef float Floats __attribute__((vector_size(Width * sizeof(float))));
   typedef std::int32_t Ints __attribute__((vector_size(Width * sizeof(std::int32_t))));
   typedef std::int8_t Bytes __attribute__((vector_size(Width)));
+  typedef double Doubles __attribute__((vector_size(Width * sizeof(double))));
+  typedef std::int64_t Longs __attribute__((vector_size(Width * sizeof(std::int64_t))));
 };
 
 template <class Isa, int Width>

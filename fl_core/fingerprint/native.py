@@ -1,0 +1,152 @@
+"""The fingerprint's sums in the native library: the same figures as by PyTorch, without its cost of a call.
+
+With ten clients and two thousand parameters a fingerprint is a chain of operations that each take less time than
+PyTorch takes to begin one. What is here is what their definitions in ``geometry``, ``autoencoder`` and ``shapley`` come
+to; those run where ``serves`` says no: where the library is not built, and on other devices.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+from fl_core.training.native import library
+
+_SKETCH = 256  # kSketch in src/fingerprint.hpp
+
+
+class _DenseLayer(ctypes.Structure):
+    """``DenseLayer`` of src/fingerprint.hpp."""
+
+    _fields_ = (
+        ("weight", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("inputs", ctypes.c_int64),
+        ("outputs", ctypes.c_int64),
+        ("relu", ctypes.c_int64),
+    )
+
+
+class _Autoencoder(ctypes.Structure):
+    """``Autoencoder`` of src/fingerprint.hpp."""
+
+    _fields_ = (
+        ("layers", ctypes.POINTER(_DenseLayer)),
+        ("num_layers", ctypes.c_int64),
+        ("widest", ctypes.c_int64),
+        ("gain", ctypes.c_float),
+    )
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Whether the library is there and takes these tensors: contiguous float32 on the CPU, none empty, no gradient."""
+    plain = all(
+        tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous() and tensor.numel() > 0
+        for tensor in tensors
+    )
+    return plain and library.is_built() and not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
+
+def norms(updates: Tensor) -> Tensor:
+    """``geometry.norms``: (N, P) to (N,) float64."""
+    _declare()
+    lengths = torch.empty(len(updates), dtype=torch.float64)
+    library.call("optigrad_norms", updates.data_ptr(), *updates.shape, torch.get_num_threads(), lengths.data_ptr())
+    return lengths
+
+
+def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``geometry.measure``, in the order of the fields of ``Geometry``.
+
+    Args:
+        updates: (N, P) float32.
+        reference: (P,) float32.
+        signs: (P,) or longer, float32 of ±1.
+    """
+    _declare()
+    clients, size = updates.shape
+    assert reference.shape == (size,)
+    assert len(signs) >= size
+    # The reference is measured like one more client, in the last place; of that only its norm is used.
+    figures = torch.empty(4, clients + 1, dtype=torch.float64)
+    folded = torch.empty(clients + 1, _SKETCH, dtype=torch.float64)
+    library.call(
+        "optigrad_geometry",
+        *(updates.data_ptr(), reference.data_ptr(), signs.data_ptr(), clients, size, torch.get_num_threads()),
+        *(figures.data_ptr(), folded.data_ptr()),
+    )
+    lengths, root, peer, share = figures[:, :clients].unbind()
+    return lengths, root, peer, share, folded[:clients], figures[0, clients:]
+
+
+def reconstruction_errors(layers: Sequence[tuple[nn.Linear, int, bool]], gain: float, sketches: Tensor) -> Tensor:
+    """``‖x − network(x)‖² / ‖x‖²`` of x = gain · sketch: (N, D) to (N,) float32; 0 for a sketch of zeros.
+
+    Args:
+        layers: Dense layers in order, how many of their outputs count, and whether a ReLU follows.
+        gain: What a sketch is multiplied by first.
+        sketches: (N, D) float32.
+    """
+    _declare()
+    chain = (_DenseLayer * len(layers))(
+        *(
+            _DenseLayer(layer.weight.data_ptr(), layer.bias.data_ptr(), layer.in_features, outputs, relu)
+            for layer, outputs, relu in layers
+        )
+    )
+    network = _Autoencoder(chain, len(layers), max(outputs for _, outputs, _ in layers), gain)
+    errors = torch.empty(len(sketches))
+    library.call(
+        "optigrad_reconstruction_errors",
+        *(ctypes.byref(network), sketches.data_ptr(), len(sketches), torch.get_num_threads(), errors.data_ptr()),
+    )
+    return errors
+
+
+def probes(shared: Tensor, updates: Tensor, clip: Tensor) -> Tensor:
+    """The models that ``SurrogateShapley`` evaluates: (P,), (N, P), and (N,) float64 to (N + 2, P) float32."""
+    _declare()
+    clients, size = updates.shape
+    assert shared.shape == (size,)
+    assert clip.shape == (clients,)
+    models = torch.empty(clients + 2, size)
+    library.call(
+        "optigrad_probes",
+        *(shared.data_ptr(), updates.data_ptr(), clip.contiguous().data_ptr(), clients, size, models.data_ptr()),
+    )
+    return models
+
+
+def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Sequence[float]) -> Tensor:
+    """``SurrogateShapley`` from its probes' logits: (N,) float64.
+
+    Args:
+        logits: (N + 2, V, C) float32 of the models of nobody, of everybody and of each client alone.
+        labels: (V,) int64 on the CPU.
+        cap: Largest loss that one sample may count.
+        weights: The six of ``_QuadraticWeights``.
+    """
+    _declare()
+    models, samples, classes = logits.shape
+    assert labels.shape == (samples,)
+    shapley = torch.empty(models - 2, dtype=torch.float64)
+    library.call(
+        "optigrad_surrogate",
+        *(logits.data_ptr(), labels.contiguous().data_ptr(), models - 2, samples, classes, cap),
+        *((ctypes.c_double * 6)(*weights), shapley.data_ptr()),
+    )
+    return shapley
+
+
+@cache
+def _declare() -> None:
+    kernels, pointer, count, number = library.require(), ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    kernels.optigrad_norms.argtypes = (pointer, count, count, ctypes.c_int, pointer)
+    kernels.optigrad_geometry.argtypes = (*(pointer,) * 3, count, count, ctypes.c_int, pointer, pointer)
+    kernels.optigrad_reconstruction_errors.argtypes = (
+        *(ctypes.POINTER(_Autoencoder), pointer, count, ctypes.c_int, pointer),
+    )
+    kernels.optigrad_probes.argtypes = (*(pointer,) * 3, count, count, pointer)
+    kernels.optigrad_surrogate.argtypes = (*(pointer,) * 2, *(count,) * 3, number, *(pointer,) * 2)
