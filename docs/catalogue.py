@@ -121,9 +121,14 @@ RULES = """Every rule is a name for `--rules` and `make_rule`. A rule sees a `Se
 Pre-aggregations stand before a rule: `make_rule("nnm+trimmed_mean", num_byzantine=3)`."""
 
 
+def ours(factories: Mapping[str, Callable[..., Any]]) -> list[Entry]:
+    """The entries that come with the package: somebody may have registered others in this process."""
+    return [read(name, made) for name, made in factories.items() if made.__module__.startswith("fl_core.")]
+
+
 def attacks_page() -> str:
     """docs/attacks.md."""
-    entries = [read(name, attack_factory(name)) for name in attack_names() if name != "none"]
+    entries = ours({name: attack_factory(name) for name in attack_names() if name != "none"})
     columns: dict[str, Callable[[Entry], str]] = {
         "what it does": lambda e: e.summary,
         "definition": lambda e: e.fields["Formula"],
@@ -138,7 +143,7 @@ def attacks_page() -> str:
 
 def rules_page() -> str:
     """docs/rules.md."""
-    entries = [read(name, rule_factory(name)) for name in [*rule_names(), *preaggregation_names()]]
+    entries = ours({name: rule_factory(name) for name in [*rule_names(), *preaggregation_names()]})
     columns: dict[str, Callable[[Entry], str]] = {
         "what it does": lambda e: e.summary,
         "definition": lambda e: e.fields["Formula"],
