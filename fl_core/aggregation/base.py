@@ -144,10 +144,13 @@ class Rule(ABC):
         if bool(view.rejected.all()):
             return fall_back(view)
         result = self.aggregate(view)
-        if result.weights is None or len(view.accepted) == len(view.updates):
+        if result.weights is None:
             return result
-        weights = result.weights.new_zeros(len(view.updates))
-        weights[~view.rejected] = result.weights
+        # Who counts how much may have been decided on the CPU; the aggregate is where the updates are.
+        weights = result.weights.to(view.updates.device)
+        if len(view.accepted) < len(view.updates):
+            weights = weights.new_zeros(len(view.updates))
+            weights[~view.rejected] = result.weights.to(weights)
         return Aggregate(result.update, weights, result.root_weight)
 
 
@@ -255,4 +258,4 @@ def round_generator(seed: int, view: ServerView) -> torch.Generator:
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
     """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,)."""
-    return weights.to(updates.dtype) @ updates
+    return weights.to(updates) @ updates

@@ -46,7 +46,9 @@ class FLAME(Rule):
         middle = median(lengths)
         result = mean_of(view, _densest_majority(view), clip_factors(lengths, middle))
         noise = torch.randn(len(result.update), generator=round_generator(self.seed, view))
-        return Aggregate(result.update + self.noise * float(middle) * noise, result.weights, result.root_weight)
+        return Aggregate(
+            result.update + self.noise * float(middle) * noise.to(result.update), result.weights, result.root_weight
+        )
 
 
 def _densest_majority(view: ServerView) -> Tensor:

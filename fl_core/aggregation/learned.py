@@ -111,7 +111,9 @@ class FeatureWeights(TrustRule):
 
 def _score(observation: Tensor, weights: Weights) -> Tensor:
     """Σ weight·feature: (..., 6) float32 to (...) float64; a feature without a weight does not count."""
-    columns = torch.tensor([dict(weights).get(name, 0.0) for name in FEATURES], dtype=torch.float64)
+    columns = torch.tensor([dict(weights).get(name, 0.0) for name in FEATURES], dtype=torch.float64).to(
+        observation.device
+    )
     return observation.double() @ columns
 
 

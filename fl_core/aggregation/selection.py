@@ -22,7 +22,7 @@ def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Ag
         fallen = fall_back(view)
         return Aggregate(fallen.update, torch.zeros(len(kept)), fallen.root_weight)
     weights = kept.double() / kept.sum()
-    shares = weights if factors is None else weights * factors
+    shares = weights if factors is None else weights * factors.to(weights)
     return Aggregate(weighted_mean(view.accepted, shares), weights.to(torch.float32))
 
 
@@ -32,12 +32,13 @@ def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
     Not centred, unlike ``distance.squared_distances``: a cosine is an angle at the origin.
     """
     n, size = updates.shape
-    gram = torch.zeros(n, n, dtype=torch.float64)
+    gram = updates.new_zeros(n, n, dtype=torch.float64)
     for start in range(0, size, _COLUMNS):
         columns = slice(start, start + _COLUMNS)
         rows = updates[:, columns].double()
         rows = rows if offset is None else rows + offset[columns]
         gram.addmm_(rows, rows.T)
+    gram = gram.cpu()  # n² numbers, to choose by
     lengths = gram.diagonal().sqrt()
     scale = lengths[:, None] * lengths
     return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1)

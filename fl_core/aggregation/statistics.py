@@ -46,7 +46,7 @@ class SignGuard(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        lengths = norms(view.accepted)
+        lengths = norms(view.accepted).cpu()
         middle = median(lengths)
         usual = (lengths >= self.low * middle) & (lengths <= self.high * middle)
         alike = larger_of(mean_shift(self._sign_shares(view)), lengths)
@@ -56,8 +56,9 @@ class SignGuard(Rule):
         """(A, 3) float64."""
         size = view.accepted.shape[1]
         count = max(round(self.share * size), 1)
-        signs = view.accepted[:, torch.randperm(size, generator=round_generator(self.seed, view))[:count]].sign()
-        return torch.stack([(signs == sign).double().mean(dim=1) for sign in (1, 0, -1)], dim=1)
+        chosen = torch.randperm(size, generator=round_generator(self.seed, view))[:count].to(view.accepted.device)
+        signs = view.accepted[:, chosen].sign()
+        return torch.stack([(signs == sign).double().mean(dim=1) for sign in (1, 0, -1)], dim=1).cpu()
 
 
 @register_rule("lasa")
@@ -106,13 +107,13 @@ class LASA(Rule):
         lengths = norms(updates)
         factors = clip_factors(lengths, median(lengths))
         thresholds = [_magnitude(row, self.sparsity) for row in updates]
-        sums = torch.zeros(size, dtype=updates.dtype)
-        weights = torch.zeros(len(updates), dtype=torch.float64)
+        sums = updates.new_zeros(size)
+        weights = updates.new_zeros(len(updates), dtype=torch.float64)
         for first, last in pairwise(accumulate(layers, initial=0)):
             rows = [_sparse(row[first:last], least) for row, least in zip(updates, thresholds, strict=True)]
             kept = self._benign(rows, factors)
             weights += kept.double() * (last - first) / (size * kept.sum())
-            for i in kept.nonzero()[:, 0].tolist():
+            for i in kept.cpu().nonzero()[:, 0].tolist():
                 sums[first:last].add_(rows[i], alpha=float(factors[i] / kept.sum()))
         return Aggregate(sums, weights.to(torch.float32))
 
@@ -162,11 +163,11 @@ class AlignIns(Rule):
             kept &= _near_median(root_cosine(updates, view.global_model), self.direction_radius)
         lengths = norms(updates)
         middle = median(lengths[kept]) if bool(kept.any()) else median(lengths)
-        return mean_of(view, kept, clip_factors(lengths, middle))
+        return mean_of(view, kept.cpu(), clip_factors(lengths, middle))
 
     def _sign_alignment(self, updates: Tensor) -> Tensor:
         """(A,) float64."""
-        principal = torch.zeros(updates.shape[1])
+        principal = updates.new_zeros(updates.shape[1])
         for row in updates:
             principal += row.sign()
         principal.sign_()

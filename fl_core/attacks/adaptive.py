@@ -94,11 +94,11 @@ class FeatureBox(Attack):
 
         def score(rows: Tensor) -> Score:
             arranged = adversary.arrange(rows, honest)
-            features = adversary.server_view("feature_box", arranged).fingerprint.observation
+            features = adversary.server_view("feature_box", arranged).fingerprint.observation.cpu()
             return -float(_outside(features, places)[places].max()), -float(rows.double().mean(dim=0) @ mean)
 
         # A fifth of the budget finds where to start from, beginning with the clients that fit the box best.
-        order = _outside(view.fingerprint.observation, places).argsort(stable=True)
+        order = _outside(view.fingerprint.observation.cpu(), places).argsort(stable=True)
         starts = [typical.like(row, len(own)) for row in everyone[order[: max(self.evaluations // 5, 1)]]]
         common, apart = max(starts, key=lambda start: score(sent(*start)))
         basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
@@ -249,7 +249,7 @@ def _against(honest: Tensor) -> Tensor:
 def _outside(features: Tensor, malicious: Tensor) -> Tensor:
     """How far each client is outside the honest range, summed over the features: (N, 6), (N,) to (N,)."""
     honest = features[~malicious].double()
-    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64, device=honest.device), dim=0)
+    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64), dim=0)
     beyond: Tensor = (low - features).clamp_min(0) + (features - high).clamp_min(0)
     return beyond.sum(dim=1)
 

@@ -115,11 +115,13 @@ class FangKrum(CommonVectorAttack):
         """The first λ that Krum falls for; 0 if there is none."""
         f, (num_honest, size) = len(own), honest.shape
         way, among = _way(own, honest).double(), squared_distances(honest)
-        energy, along = honest.double().square().sum(dim=1), honest.double() @ way
+        # As the distances are: a handful of numbers to choose by, on the CPU.
+        energy, along = honest.double().square().sum(dim=1).cpu(), (honest.double() @ way).cpu()
+        square = way.square().sum().cpu()
         neighbours = max(num_honest - 2, 1)
 
         def chosen(strength: float) -> bool:
-            to_vector = (energy + 2 * strength * along + strength**2 * way.square().sum()).clamp_min(0)
+            to_vector = (energy + 2 * strength * along + strength**2 * square).clamp_min(0)
             colluders = to_vector.new_zeros(f - 1)
             score = torch.cat([colluders, to_vector]).sort().values[:neighbours].sum()
             others = torch.cat([among.clone().fill_diagonal_(inf), to_vector[:, None].expand(-1, f)], dim=1)
