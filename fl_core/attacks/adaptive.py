@@ -104,7 +104,7 @@ class FeatureBox(Attack):
         basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
         best = evolve(
             lambda point: score(sent(point[:-1] @ basis, point[-1])),
-            [torch.cat([basis @ common, common.new_tensor([apart])])],
+            [torch.cat([basis @ common, common.new_full((1,), apart)])],
             0.3 * float(typical.length),
             max(self.evaluations - len(starts), 1),
             adversary.generator,
