@@ -13,8 +13,6 @@ from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.gram import distances_to, squared_distances
 from fl_core.aggregation.view import ServerView
 
-__all__ = ["Bulyan", "Krum", "MoNNA", "MultiKrum", "squared_distances"]
-
 
 @register_rule("krum")
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Ag
 def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
     """Pairwise cosines (n, n) float64 of ``updates + offset``, (n, P) and (P,); 0 for a zero vector.
 
-    Not centred, unlike ``distance.squared_distances``: a cosine is an angle at the origin.
+    Not centred, unlike ``gram.squared_distances``: a cosine is an angle at the origin.
     """
     n, size = updates.shape
     gram = torch.zeros(n, n, dtype=torch.float64)

@@ -13,10 +13,11 @@ from fl_core.aggregation.base import require_reference
 from fl_core.aggregation.view import ServerView
 from fl_core.attacks.adversary import AdversaryView, Knowledge
 from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
-from fl_core.attacks.optimised import NEGLIGIBLE, CommonVectorAttack, axes, check_budget, unit_vector
+from fl_core.attacks.colluding import CommonVectorAttack
+from fl_core.attacks.optimised import NEGLIGIBLE, axes, check_budget
 from fl_core.attacks.search import Score, evolve
 from fl_core.fingerprint import FEATURES
-from fl_core.fingerprint.geometry import median, norms, root_cosine
+from fl_core.fingerprint.geometry import median, norms, root_cosine, unit_vector
 
 # The honest range that a feature has to stay in: from one quantile of the honest clients' values to the other.
 BOX = (0.05, 0.95)
