@@ -141,9 +141,7 @@ class Rule(ABC):
         """
         if self.needs_root:
             require_reference(view, self.label)
-        if bool(view.rejected.all()):
-            return fall_back(view)
-        result = self.aggregate(view)
+        result = fall_back(view) if bool(view.rejected.all()) else self.aggregate(view)
         if result.weights is None or len(view.accepted) == len(view.updates):
             return result
         weights = result.weights.new_zeros(len(view.updates))
@@ -241,8 +239,11 @@ def require_reference(view: ServerView, rule: str) -> Tensor:
 
 
 def fall_back(view: ServerView) -> Aggregate:
-    """The reference update alone; no update at all for a server without root data."""
-    weights = view.updates.new_zeros(len(view.updates))
+    """The reference update alone; no update at all for a server without root data.
+
+    What a rule returns where it trusts nobody: ``weights`` are over the accepted rows, as those of ``Rule.aggregate``.
+    """
+    weights = view.updates.new_zeros(len(view.accepted))
     if view.reference is None:
         return Aggregate(view.updates.new_zeros(view.updates.shape[1]), weights)
     return Aggregate(view.reference, weights, root_weight=1.0)

@@ -60,8 +60,7 @@ class FoolsGold(Rule):
         learning = self._learning_rates(cosines(torch.stack([self._sums.of[client] for client in clients])))
         total = learning.sum()
         if float(total) <= 0:
-            fallen = fall_back(view)
-            return Aggregate(fallen.update, torch.zeros(len(clients)), fallen.root_weight)
+            return fall_back(view)
         weights = learning / total
         return Aggregate(weighted_mean(view.accepted, weights), weights.to(torch.float32))
 

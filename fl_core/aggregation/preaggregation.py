@@ -32,7 +32,7 @@ class NearestNeighbourMixing(PreAggregation):
     def mix(self, view: ServerView) -> Mixed:
         """See ``PreAggregation.mix``."""
         n = len(view.accepted)
-        kept = n - _assumed(self.num_byzantine, view, "nnm")
+        kept = n - assumed_byzantine(self.num_byzantine, view, "nnm")
         distances = squared_distances(view.accepted).fill_diagonal_(-1)  # itself before its twins
         nearest = distances.sort(dim=1, stable=True).indices[:, :kept]
         mixing = torch.zeros(n, n).scatter_(1, nearest, 1 / kept)
@@ -115,7 +115,7 @@ class AdaptiveRobustClipping(PreAggregation):
     def mix(self, view: ServerView) -> Mixed:
         """See ``PreAggregation.mix``."""
         n = len(view.accepted)
-        f = _assumed(self.num_byzantine, view, "arc")
+        f = assumed_byzantine(self.num_byzantine, view, "arc")
         clipped = 2 * f * (n - f) // n
         bound = float(norms(view.accepted).sort().values[n - clipped - 1])
         return Mixed(_scaled(view.accepted, norm_factors(view.accepted, bound)), None)
@@ -123,9 +123,3 @@ class AdaptiveRobustClipping(PreAggregation):
 
 def _scaled(updates: Tensor, factors: Tensor) -> Tensor:
     return updates * factors.to(updates.dtype)[:, None]
-
-
-def _assumed(num_byzantine: int | None, view: ServerView, step: str) -> int:
-    clients = len(view.updates)
-    rejected = clients - len(view.accepted)
-    return assumed_byzantine(num_byzantine, clients, rejected, lambda n: (n - 1) // 2, step, "n >= 2f + 1")

@@ -19,8 +19,7 @@ def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Ag
         factors: (A,) float64, what to multiply each update by first (``geometry.clip_factors``); no copy is made.
     """
     if not kept.any():
-        fallen = fall_back(view)
-        return Aggregate(fallen.update, torch.zeros(len(kept)), fallen.root_weight)
+        return fall_back(view)
     weights = kept.double() / kept.sum()
     shares = weights if factors is None else weights * factors
     return Aggregate(weighted_mean(view.accepted, shares), weights.to(torch.float32))
