@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, round_generator
 from fl_core.aggregation.clusters import gap_clusters, k_means
-from fl_core.aggregation.gram import squared_distances
-from fl_core.aggregation.selection import cosines, mean_of
+from fl_core.aggregation.gram import cosines, squared_distances
+from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_factors, median, norms
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, round_generator, weighted_mean
 from fl_core.aggregation.clusters import gap_clusters, k_means
-from fl_core.aggregation.selection import cosines, mean_of
+from fl_core.aggregation.gram import cosines
+from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
 
 # What is closer than this to being the same direction is the same.
