@@ -210,7 +210,7 @@ class Composed(Rule):
             return result
         weights = result.weights[:rows] if not mixed.of_clients else result.weights[~view.rejected]
         if mixed.mixing is not None:
-            weights = weights @ mixed.mixing.to(weights.dtype)
+            weights = weights @ mixed.mixing.to(weights)
         return Aggregate(result.update, weights, result.root_weight)
 
 
@@ -255,5 +255,5 @@ def round_generator(seed: int, view: ServerView) -> torch.Generator:
 
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
-    """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,)."""
-    return weights.to(updates.dtype) @ updates
+    """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,), where the updates are."""
+    return weights.to(updates) @ updates

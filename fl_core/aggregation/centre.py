@@ -149,7 +149,7 @@ class NormBounding(Rule):
 
 def norm_factors(updates: Tensor, bound: float | None) -> Tensor:
     """What cuts each update to a norm, by default to the median one: (n, P) to (n,) float64, at most 1."""
-    lengths = norms(updates)
+    lengths = norms(updates).cpu()
     return clip_factors(lengths, median(lengths) if bound is None else torch.tensor(bound, dtype=torch.float64))
 
 

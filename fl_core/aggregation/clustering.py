@@ -42,11 +42,13 @@ class FLAME(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        lengths = norms(view.accepted)
+        lengths = norms(view.accepted).cpu()
         middle = median(lengths)
         result = mean_of(view, _densest_majority(view), clip_factors(lengths, middle))
         noise = torch.randn(len(result.update), generator=round_generator(self.seed, view))
-        return Aggregate(result.update + self.noise * float(middle) * noise, result.weights, result.root_weight)
+        return Aggregate(
+            result.update + self.noise * float(middle) * noise.to(result.update), result.weights, result.root_weight
+        )
 
 
 def _densest_majority(view: ServerView) -> Tensor:

@@ -116,12 +116,12 @@ class FLGuard(Rule):
         size = view.accepted.shape[1]
         if past.pool is None:
             past.pool = torch.randperm(size, generator=generator)[:_POOL] if size > _POOL else torch.arange(size)
-        rows = view.accepted[:, past.pool].double()
+        rows = view.accepted[:, past.pool].double().cpu()
         if past.trained is None or view.round - past.trained >= _ROUNDS:
             self._train(torch.cat([*past.rows]) if past.rows else rows, generator)
             past.trained = view.round
         past.rows.append(rows)
-        lengths = norms(view.accepted)
+        lengths = norms(view.accepted).cpu()
         kept = torch.ones(len(rows), dtype=torch.bool)
         for encoder in past.encoders:
             kept &= _larger_half(encoder(rows), lengths)

@@ -117,6 +117,6 @@ def mean_around_median(updates: Tensor, keep: int) -> Tensor:
         # The nearest values are a window of the order. It moves up as long as the value that it leaves is farther off
         # than the one that it gains, which is true up to some place and false from there on.
         moves = middle - ordered[: n - keep] > ordered[keep:] - middle
-        window = moves.sum(dim=0) + torch.arange(keep)[:, None]
+        window = moves.sum(dim=0) + torch.arange(keep, device=updates.device)[:, None]
         result[columns] = ordered.gather(0, window).mean(dim=0)
     return result

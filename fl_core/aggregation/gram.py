@@ -1,7 +1,8 @@
 """Inner products, distances and weighted means of updates, one pass over the matrix each.
 
 Rules that only need to know how updates lie to each other work on (n, n) numbers, and choose weights.
-Sums run over chunks of columns in float64, as a float64 copy of 50 updates of a million parameters is 400 MB.
+Sums run over chunks of columns in float64, as a float64 copy of 50 updates of a million parameters is 400 MB. They run
+where the updates are; the few numbers that come out are on the CPU, where a rule decides by them.
 """
 
 from collections.abc import Iterator
@@ -44,14 +45,14 @@ def _native(updates: Tensor, centre: int) -> Tensor:
 def _plain(updates: Tensor, centre: int) -> Tensor:
     """The lower triangle by torch, where the library is not built, and for anything but float32 on the CPU."""
     n = len(updates)
-    gram = torch.zeros(n, n, dtype=torch.float64)
+    gram = updates.new_zeros(n, n, dtype=torch.float64)
     half = n // 2
     for _, exact in _chunks(updates):
         exact.sub_(exact[centre].clone())
         # Three quarters of the products: the upper right is the lower left.
         gram[:half, :half].addmm_(exact[:half], exact[:half].T)
         gram[half:].addmm_(exact[half:], exact.T)
-    return gram
+    return gram.cpu()
 
 
 def _mirrored(gram: Tensor) -> Tensor:
@@ -72,11 +73,11 @@ def squared_distances(updates: Tensor) -> Tensor:
 
 def distances_to(updates: Tensor, point: Tensor) -> Tensor:
     """Distance of every update to one point: (n, P), (P,) to (n,) float64."""
-    total = torch.zeros(len(updates), dtype=torch.float64)
+    total = updates.new_zeros(len(updates), dtype=torch.float64)
     for columns, exact in _chunks(updates):
         exact.sub_(point[columns].double())
         total += torch.linalg.vector_norm(exact, dim=1).square_()
-    return total.sqrt()
+    return total.sqrt().cpu()
 
 
 def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
@@ -84,20 +85,20 @@ def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
 
     Not relative to one of them, unlike ``relative_gram``: a cosine is an angle at the origin.
     """
-    gram = torch.zeros(len(updates), len(updates), dtype=torch.float64)
+    gram = updates.new_zeros(len(updates), len(updates), dtype=torch.float64)
     for columns, exact in _chunks(updates, _COSINE_WIDTH):
         if offset is not None:
-            exact.add_(offset[columns].to(exact))
+            exact.add_(offset[columns].double())
         gram.addmm_(exact, exact.T)
     lengths = gram.diagonal().sqrt()
     scale = lengths[:, None] * lengths
-    return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1)
+    return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1).cpu()
 
 
 def _chunks(updates: Tensor, width: int = _WIDTH) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of columns, and these (n, c) in float64, to be written to; the memory is the same for all."""
     n, size = updates.shape
-    memory = torch.empty(n, min(width, size), dtype=torch.float64)
+    memory = updates.new_empty(n, min(width, size), dtype=torch.float64)
     for start in range(0, size, width):
         single = updates[:, start : start + width]
         exact = memory[:, : single.shape[1]]

@@ -36,7 +36,7 @@ class NearestNeighbourMixing(PreAggregation):
         distances = squared_distances(view.accepted).fill_diagonal_(-1)  # itself before its twins
         nearest = distances.sort(dim=1, stable=True).indices[:, :kept]
         mixing = torch.zeros(n, n).scatter_(1, nearest, 1 / kept)
-        return Mixed(mixing @ view.accepted, mixing)
+        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing)
 
 
 @register_preaggregation("bucketing")
@@ -70,7 +70,7 @@ class Bucketing(PreAggregation):
         mixing = torch.zeros(len(buckets), n)
         for row, members in zip(mixing, buckets, strict=True):
             row[members] = 1 / len(members)
-        return Mixed(mixing @ view.accepted, mixing, of_clients=False)
+        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing, of_clients=False)
 
 
 @register_preaggregation("clipping")
@@ -122,4 +122,4 @@ class AdaptiveRobustClipping(PreAggregation):
 
 
 def _scaled(updates: Tensor, factors: Tensor) -> Tensor:
-    return updates * factors.to(updates.dtype)[:, None]
+    return updates * factors.to(updates)[:, None]

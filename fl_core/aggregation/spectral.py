@@ -130,4 +130,4 @@ def _central(sample: Tensor, kept: int) -> Tensor:
     # The left singular vector: the projections on the right one, up to a common factor.
     direction = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1]
     central: Tensor = direction.square().sort(stable=True).indices[:kept]
-    return central
+    return central.cpu()

@@ -105,7 +105,7 @@ class FeatureBox(Attack):
         basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
         best = evolve(
             lambda point: score(sent(point[:-1] @ basis, point[-1])),
-            [torch.cat([basis @ common, common.new_tensor([apart])])],
+            [torch.cat([basis @ common, torch.full_like(common[:1], apart)])],
             0.3 * float(typical.length),
             max(self.evaluations - len(starts), 1),
             adversary.generator,
@@ -250,7 +250,7 @@ def _against(honest: Tensor) -> Tensor:
 def _outside(features: Tensor, malicious: Tensor) -> Tensor:
     """How far each client is outside the honest range, summed over the features: (N, 6), (N,) to (N,)."""
     honest = features[~malicious].double()
-    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64, device=honest.device), dim=0)
+    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64).to(honest.device), dim=0)
     beyond: Tensor = (low - features).clamp_min(0) + (features - high).clamp_min(0)
     return beyond.sum(dim=1)
 

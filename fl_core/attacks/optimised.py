@@ -93,7 +93,7 @@ class FangKrum(CommonVectorAttack):
     def strength(self, own: Tensor, honest: Tensor) -> float:
         """The first λ that Krum falls for; 0 if there is none."""
         f, (num_honest, size) = len(own), honest.shape
-        way, among = _way(own, honest).double(), squared_distances(honest)
+        way, among = _way(own, honest).double(), squared_distances(honest).to(honest.device)
         energy, along = honest.double().square().sum(dim=1), honest.double() @ way
         neighbours = max(num_honest - 2, 1)
 
