@@ -165,7 +165,13 @@ class Federation:
         see = partial(self.server_view, reference)
         if attacking:
             adversary = AdversaryView(
-                self._attack_generator, self.round, self.shared, self._last_change, server=see, rule=rule
+                self._attack_generator,
+                self.round,
+                self.shared,
+                self._last_change,
+                server=see,
+                rule=rule,
+                clients=self.participants,
             )
             updates = receive(self.attack(updates, malicious, adversary), self.layout.num_shared)
         return Round(see(updates), malicious, attacking, self.participants)

@@ -141,16 +141,11 @@ class Rule(ABC):
         """
         if self.needs_root:
             require_reference(view, self.label)
-        if bool(view.rejected.all()):
-            return fall_back(view)
-        result = self.aggregate(view)
-        if result.weights is None:
+        result = fall_back(view) if bool(view.rejected.all()) else self.aggregate(view)
+        if result.weights is None or len(view.accepted) == len(view.updates):
             return result
-        # Who counts how much may have been decided on the CPU; the aggregate is where the updates are.
-        weights = result.weights.to(view.updates.device)
-        if len(view.accepted) < len(view.updates):
-            weights = weights.new_zeros(len(view.updates))
-            weights[~view.rejected] = result.weights.to(weights)
+        weights = result.weights.new_zeros(len(view.updates))
+        weights[~view.rejected] = result.weights
         return Aggregate(result.update, weights, result.root_weight)
 
 
@@ -215,7 +210,7 @@ class Composed(Rule):
             return result
         weights = result.weights[:rows] if not mixed.of_clients else result.weights[~view.rejected]
         if mixed.mixing is not None:
-            weights = weights @ mixed.mixing.to(weights.dtype)
+            weights = weights @ mixed.mixing.to(weights)
         return Aggregate(result.update, weights, result.root_weight)
 
 
@@ -244,8 +239,11 @@ def require_reference(view: ServerView, rule: str) -> Tensor:
 
 
 def fall_back(view: ServerView) -> Aggregate:
-    """The reference update alone; no update at all for a server without root data."""
-    weights = view.updates.new_zeros(len(view.updates))
+    """The reference update alone; no update at all for a server without root data.
+
+    What a rule returns where it trusts nobody: ``weights`` are over the accepted rows, as those of ``Rule.aggregate``.
+    """
+    weights = view.updates.new_zeros(len(view.accepted))
     if view.reference is None:
         return Aggregate(view.updates.new_zeros(view.updates.shape[1]), weights)
     return Aggregate(view.reference, weights, root_weight=1.0)
@@ -257,5 +255,5 @@ def round_generator(seed: int, view: ServerView) -> torch.Generator:
 
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:
-    """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,)."""
+    """``Σ wᵢ Δᵢ``: (A, P), (A,) to (P,), where the updates are."""
     return weights.to(updates) @ updates

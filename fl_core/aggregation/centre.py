@@ -94,19 +94,19 @@ class CenteredClipping(Rule):
 
     radius: float | None = None
     iterations: int = 1
-    memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
+    _memory: _Memory = field(default_factory=_Memory, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         _check_positive(self, "iterations", *(["radius"] if self.radius is not None else []))
 
     def reset(self) -> None:
         """See ``Rule.reset``."""
-        self.memory.centre = None
+        self._memory.centre = None
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``; raises ValueError if the last round's updates had another length."""
         updates = view.accepted
-        centre = torch.zeros_like(updates[0]) if self.memory.centre is None else self.memory.centre
+        centre = torch.zeros_like(updates[0]) if self._memory.centre is None else self._memory.centre
         if len(centre) != updates.shape[1]:
             raise ValueError(
                 f"centered_clipping remembers an aggregate of {len(centre)} parameters and got updates of "
@@ -117,7 +117,7 @@ class CenteredClipping(Rule):
             radius = median(distances) if self.radius is None else torch.tensor(self.radius, dtype=torch.float64)
             shares = clip_factors(distances, radius) / len(updates)
             centre = weighted_mean(updates, shares) + (1 - float(shares.sum())) * centre
-        self.memory.centre = centre
+        self._memory.centre = centre
         return Aggregate(centre.clone(), None)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, round_generator
 from fl_core.aggregation.clusters import gap_clusters, k_means
-from fl_core.aggregation.distance import squared_distances
-from fl_core.aggregation.selection import cosines, mean_of
+from fl_core.aggregation.gram import cosines, squared_distances
+from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_factors, median, norms
 
@@ -42,7 +42,7 @@ class FLAME(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        lengths = norms(view.accepted)
+        lengths = norms(view.accepted).cpu()
         middle = median(lengths)
         result = mean_of(view, _densest_majority(view), clip_factors(lengths, middle))
         noise = torch.randn(len(result.update), generator=round_generator(self.seed, view))

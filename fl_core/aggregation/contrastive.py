@@ -116,8 +116,7 @@ class FLGuard(Rule):
         size = view.accepted.shape[1]
         if past.pool is None:
             past.pool = torch.randperm(size, generator=generator)[:_POOL] if size > _POOL else torch.arange(size)
-        # Encoders of so few coordinates are trained on the CPU, wherever the updates are.
-        rows = view.accepted[:, past.pool.to(view.accepted.device)].double().cpu()
+        rows = view.accepted[:, past.pool].double().cpu()
         if past.trained is None or view.round - past.trained >= _ROUNDS:
             self._train(torch.cat([*past.rows]) if past.rows else rows, generator)
             past.trained = view.round

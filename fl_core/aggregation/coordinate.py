@@ -46,7 +46,7 @@ class TrimmedMean(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        trim = _assumed(self.num_byzantine, view, "trimmed_mean")
+        trim = assumed_byzantine(self.num_byzantine, view, "trimmed_mean")
         return Aggregate(trimmed_mean(view.accepted, trim), None)
 
 
@@ -69,7 +69,7 @@ class MeanAroundMedian(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        f = _assumed(self.num_byzantine, view, "mean_around_median")
+        f = assumed_byzantine(self.num_byzantine, view, "mean_around_median")
         return Aggregate(mean_around_median(view.accepted, len(view.accepted) - f), None)
 
 
@@ -120,8 +120,3 @@ def mean_around_median(updates: Tensor, keep: int) -> Tensor:
         window = moves.sum(dim=0) + torch.arange(keep, device=updates.device)[:, None]
         result[columns] = ordered.gather(0, window).mean(dim=0)
     return result
-
-
-def _assumed(num_byzantine: int | None, view: ServerView, rule: str) -> int:
-    n, rejected = len(view.updates), len(view.updates) - len(view.accepted)
-    return assumed_byzantine(num_byzantine, n, rejected, lambda n: (n - 1) // 2, rule, "n >= 2f + 1")

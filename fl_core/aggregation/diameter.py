@@ -43,14 +43,11 @@ class MDA(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``; raises ValueError for f above 20."""
-        n = len(view.updates)
-        f = assumed_byzantine(
-            self.num_byzantine, n, n - len(view.accepted), lambda n: (n - 1) // 2, "mda", "n >= 2f + 1"
-        )
+        f = assumed_byzantine(self.num_byzantine, view, "mda")
         if f > MOST_BYZANTINE:
             raise ValueError(
-                f"mda is exact and exponential in f: it takes f <= {MOST_BYZANTINE}, got f={f} of n={n} clients; "
-                f"give num_byzantine, or take multi_krum"
+                f"mda is exact and exponential in f: it takes f <= {MOST_BYZANTINE}, got f={f} of "
+                f"n={len(view.updates)} clients; give num_byzantine, or take multi_krum"
             )
         chosen = smallest_subset(squared_distances(view.accepted), f)
         weights = torch.zeros(len(view.accepted)).index_fill_(0, chosen, 1 / len(chosen))

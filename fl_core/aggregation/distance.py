@@ -1,6 +1,5 @@
 """Rules that choose by distances between updates."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,12 +7,14 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, require_reference, weighted_mean
-from fl_core.aggregation.byzantine import assumed_byzantine
+from fl_core.aggregation.byzantine import Bound, assumed_byzantine
 from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.gram import distances_to, squared_distances
 from fl_core.aggregation.view import ServerView
 
-__all__ = ["Bulyan", "Krum", "MoNNA", "MultiKrum", "squared_distances"]
+_KRUM = Bound("n >= 2f + 3", lambda n: (n - 3) // 2)
+_BULYAN = Bound("n >= 4f + 3", lambda n: (n - 3) // 4)
+_HALF = Bound("n >= 2f", lambda n: n // 2)
 
 
 @register_rule("krum")
@@ -36,9 +37,9 @@ class Krum(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``; raises ValueError for fewer than three clients."""
-        if too_few := _too_few(view, "krum", "n >= 2f + 3"):
+        if too_few := _too_few(view, "krum", _KRUM):
             return too_few
-        f = _assumed(self.num_byzantine, view, lambda n: (n - 3) // 2, "krum", "n >= 2f + 3")
+        f = assumed_byzantine(self.num_byzantine, view, "krum", _KRUM)
         best = krum_order(squared_distances(view.accepted), f)[:1]
         return Aggregate(view.accepted[best[0]].clone(), _equal_shares(best, len(view.accepted)))
 
@@ -67,9 +68,9 @@ class MultiKrum(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``; raises ValueError for fewer than three clients."""
-        if too_few := _too_few(view, "multi_krum", "n >= 2f + 3"):
+        if too_few := _too_few(view, "multi_krum", _KRUM):
             return too_few
-        f = _assumed(self.num_byzantine, view, lambda n: (n - 3) // 2, "multi_krum", "n >= 2f + 3")
+        f = assumed_byzantine(self.num_byzantine, view, "multi_krum", _KRUM)
         n = len(view.accepted)
         best = krum_order(squared_distances(view.accepted), f)[: self.selected or n - f]
         weights = _equal_shares(best, n)
@@ -96,9 +97,9 @@ class Bulyan(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``; raises ValueError for fewer than three clients."""
-        if too_few := _too_few(view, "bulyan", "n >= 4f + 3"):
+        if too_few := _too_few(view, "bulyan", _BULYAN):
             return too_few
-        f = _assumed(self.num_byzantine, view, lambda n: (n - 3) // 4, "bulyan", "n >= 4f + 3")
+        f = assumed_byzantine(self.num_byzantine, view, "bulyan", _BULYAN)
         n = len(view.accepted)
         chosen = self._select(squared_distances(view.accepted), f, n - 2 * f)
         return Aggregate(mean_around_median(view.accepted[chosen], n - 4 * f), None)
@@ -136,7 +137,7 @@ class MoNNA(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         reference = require_reference(view, "monna")
-        f = _assumed(self.num_byzantine, view, lambda n: n // 2, "monna", "n >= 2f")
+        f = assumed_byzantine(self.num_byzantine, view, "monna", _HALF)
         n = len(view.accepted)
         nearest = distances_to(view.accepted, reference).sort(stable=True).indices[: n - f]
         share = 1 / (n + 1 - f)
@@ -153,7 +154,7 @@ def krum_order(distances: Tensor, f: int) -> Tensor:
     return by_all[scores[by_all].sort(stable=True).indices]
 
 
-def _too_few(view: ServerView, rule: str, bound: str) -> Aggregate | None:
+def _too_few(view: ServerView, rule: str, bound: Bound) -> Aggregate | None:
     """What to do where fewer than three updates are left to compare.
 
     Returns:
@@ -166,14 +167,8 @@ def _too_few(view: ServerView, rule: str, bound: str) -> Aggregate | None:
     if n >= 3:
         return None
     if len(view.updates) < 3:
-        raise ValueError(f"{rule} needs {bound}, so at least 3 finite updates; got n={n}")
-    fallen = fall_back(view)
-    return Aggregate(fallen.update, torch.zeros(n), fallen.root_weight)
-
-
-def _assumed(num_byzantine: int | None, view: ServerView, most: Callable[[int], int], rule: str, bound: str) -> int:
-    clients = len(view.updates)
-    return assumed_byzantine(num_byzantine, clients, clients - len(view.accepted), most, rule, bound)
+        raise ValueError(f"{rule} needs {bound.text}, so at least 3 finite updates; got n={n}")
+    return fall_back(view)
 
 
 def _equal_shares(chosen: Tensor, n: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Inner products, distances and weighted means of updates, one pass over the matrix each.
 
 Rules that only need to know how updates lie to each other work on (n, n) numbers, and choose weights.
-Such small tables are always on the CPU, wherever the updates are: what is chosen there are indices and weights.
-Sums run over chunks of columns in float64, as a float64 copy of 50 updates of a million parameters is 400 MB.
+Sums run over chunks of columns in float64, as a float64 copy of 50 updates of a million parameters is 400 MB. They run
+where the updates are; the few numbers that come out are on the CPU, where a rule decides by them.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,9 @@ from torch import Tensor
 from fl_core.training.native import library
 
 # Columns of a chunk: half and twice as many are slower at 50 clients.
-_WIDTH = 4096
+_WIDTH = 2**12
+# Of cosines: another width would change seeded results, in their last bit.
+_COSINE_WIDTH = 2**15
 
 
 def relative_gram(updates: Tensor) -> Tensor:
@@ -78,12 +80,27 @@ def distances_to(updates: Tensor, point: Tensor) -> Tensor:
     return total.sqrt().cpu()
 
 
-def _chunks(updates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
+    """Pairwise cosines (n, n) float64 of ``updates + offset``, (n, P) and (P,); 0 for a zero vector.
+
+    Not relative to one of them, unlike ``relative_gram``: a cosine is an angle at the origin.
+    """
+    gram = updates.new_zeros(len(updates), len(updates), dtype=torch.float64)
+    for columns, exact in _chunks(updates, _COSINE_WIDTH):
+        if offset is not None:
+            exact.add_(offset[columns].double())
+        gram.addmm_(exact, exact.T)
+    lengths = gram.diagonal().sqrt()
+    scale = lengths[:, None] * lengths
+    return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1).cpu()
+
+
+def _chunks(updates: Tensor, width: int = _WIDTH) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of columns, and these (n, c) in float64, to be written to; the memory is the same for all."""
     n, size = updates.shape
-    memory = updates.new_empty(n, min(_WIDTH, size), dtype=torch.float64)
-    for start in range(0, size, _WIDTH):
-        single = updates[:, start : start + _WIDTH]
+    memory = updates.new_empty(n, min(width, size), dtype=torch.float64)
+    for start in range(0, size, width):
+        single = updates[:, start : start + width]
         exact = memory[:, : single.shape[1]]
         exact.copy_(single)
         yield slice(start, start + single.shape[1]), exact

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, round_generator, weighted_mean
 from fl_core.aggregation.clusters import gap_clusters, k_means
-from fl_core.aggregation.selection import cosines, mean_of
+from fl_core.aggregation.gram import cosines
+from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
 
 # What is closer than this to being the same direction is the same.
@@ -60,8 +61,7 @@ class FoolsGold(Rule):
         learning = self._learning_rates(cosines(torch.stack([self._sums.of[client] for client in clients])))
         total = learning.sum()
         if float(total) <= 0:
-            fallen = fall_back(view)
-            return Aggregate(fallen.update, torch.zeros(len(clients)), fallen.root_weight)
+            return fall_back(view)
         weights = learning / total
         return Aggregate(weighted_mean(view.accepted, weights), weights.to(torch.float32))
 

@@ -111,10 +111,8 @@ class FeatureWeights(TrustRule):
 
 def _score(observation: Tensor, weights: Weights) -> Tensor:
     """Σ weight·feature: (..., 6) float32 to (...) float64; a feature without a weight does not count."""
-    columns = torch.tensor([dict(weights).get(name, 0.0) for name in FEATURES], dtype=torch.float64).to(
-        observation.device
-    )
-    return observation.double() @ columns
+    columns = torch.tensor([dict(weights).get(name, 0.0) for name in FEATURES], dtype=torch.float64)
+    return observation.double() @ columns.to(observation.device)
 
 
 def _as_pairs(weights: Weights | Mapping[str, float]) -> Weights:

@@ -32,11 +32,11 @@ class NearestNeighbourMixing(PreAggregation):
     def mix(self, view: ServerView) -> Mixed:
         """See ``PreAggregation.mix``."""
         n = len(view.accepted)
-        kept = n - _assumed(self.num_byzantine, view, "nnm")
+        kept = n - assumed_byzantine(self.num_byzantine, view, "nnm")
         distances = squared_distances(view.accepted).fill_diagonal_(-1)  # itself before its twins
         nearest = distances.sort(dim=1, stable=True).indices[:, :kept]
         mixing = torch.zeros(n, n).scatter_(1, nearest, 1 / kept)
-        return Mixed(mixing @ view.accepted, mixing)
+        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing)
 
 
 @register_preaggregation("bucketing")
@@ -70,7 +70,7 @@ class Bucketing(PreAggregation):
         mixing = torch.zeros(len(buckets), n)
         for row, members in zip(mixing, buckets, strict=True):
             row[members] = 1 / len(members)
-        return Mixed(mixing @ view.accepted, mixing, of_clients=False)
+        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing, of_clients=False)
 
 
 @register_preaggregation("clipping")
@@ -115,17 +115,11 @@ class AdaptiveRobustClipping(PreAggregation):
     def mix(self, view: ServerView) -> Mixed:
         """See ``PreAggregation.mix``."""
         n = len(view.accepted)
-        f = _assumed(self.num_byzantine, view, "arc")
+        f = assumed_byzantine(self.num_byzantine, view, "arc")
         clipped = 2 * f * (n - f) // n
         bound = float(norms(view.accepted).sort().values[n - clipped - 1])
         return Mixed(_scaled(view.accepted, norm_factors(view.accepted, bound)), None)
 
 
 def _scaled(updates: Tensor, factors: Tensor) -> Tensor:
-    return updates * factors.to(updates.dtype)[:, None]
-
-
-def _assumed(num_byzantine: int | None, view: ServerView, step: str) -> int:
-    clients = len(view.updates)
-    rejected = clients - len(view.accepted)
-    return assumed_byzantine(num_byzantine, clients, rejected, lambda n: (n - 1) // 2, step, "n >= 2f + 1")
+    return updates * factors.to(updates)[:, None]

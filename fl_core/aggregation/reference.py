@@ -30,8 +30,7 @@ class _HonestMean(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         honest = self.honest[view.accepted_clients].to(view.updates)
         if not honest.any():
-            fallen = fall_back(view)
-            return Aggregate(fallen.update, honest, fallen.root_weight)
+            return fall_back(view)
         weights = honest / honest.sum()
         return Aggregate(weighted_mean(view.accepted, weights), weights)
 

@@ -129,12 +129,12 @@ class FedGreed(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        order = view.root_losses(view.accepted).argsort(stable=True)
-        counts = torch.arange(1, len(order) + 1, device=order.device)[:, None]
+        order = view.root_losses(view.accepted).cpu().argsort(stable=True)
+        counts = torch.arange(1, len(order) + 1)[:, None]
         # Divided first: a sum of huge finite rows is not finite, their mean is.
-        means = (view.accepted[order] / len(order)).cumsum_(dim=0).mul_(len(order) / counts)
-        chosen = order[: _last_before_rise(view.root_losses(means))]
-        return mean_of(view, F.one_hot(chosen, len(order)).sum(dim=0).bool().cpu())
+        means = (view.accepted[order] / len(order)).cumsum_(dim=0).mul_((len(order) / counts).to(view.accepted.device))
+        chosen = order[: _last_before_rise(view.root_losses(means).cpu())]
+        return mean_of(view, F.one_hot(chosen, len(order)).sum(dim=0).bool())
 
 
 def _last_before_rise(losses: Tensor) -> int:

@@ -6,9 +6,6 @@ from torch import Tensor
 from fl_core.aggregation.base import Aggregate, fall_back, weighted_mean
 from fl_core.aggregation.view import ServerView
 
-# Columns that are turned into float64 together: a copy of all updates would be twice as large as they are.
-_COLUMNS = 2**15
-
 
 def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Aggregate:
     """Mean of the kept updates; the server's fallback where nobody is kept.
@@ -19,29 +16,10 @@ def mean_of(view: ServerView, kept: Tensor, factors: Tensor | None = None) -> Ag
         factors: (A,) float64, what to multiply each update by first (``geometry.clip_factors``); no copy is made.
     """
     if not kept.any():
-        fallen = fall_back(view)
-        return Aggregate(fallen.update, torch.zeros(len(kept)), fallen.root_weight)
+        return fall_back(view)
     weights = kept.double() / kept.sum()
-    shares = weights if factors is None else weights * factors.to(weights)
+    shares = weights if factors is None else weights * factors
     return Aggregate(weighted_mean(view.accepted, shares), weights.to(torch.float32))
-
-
-def cosines(updates: Tensor, offset: Tensor | None = None) -> Tensor:
-    """Pairwise cosines (n, n) float64 of ``updates + offset``, (n, P) and (P,); 0 for a zero vector.
-
-    Not centred, unlike ``distance.squared_distances``: a cosine is an angle at the origin.
-    """
-    n, size = updates.shape
-    gram = updates.new_zeros(n, n, dtype=torch.float64)
-    for start in range(0, size, _COLUMNS):
-        columns = slice(start, start + _COLUMNS)
-        rows = updates[:, columns].double()
-        rows = rows if offset is None else rows + offset[columns]
-        gram.addmm_(rows, rows.T)
-    gram = gram.cpu()  # n² numbers, to choose by
-    lengths = gram.diagonal().sqrt()
-    scale = lengths[:, None] * lengths
-    return (gram / torch.where(scale > 0, scale, 1.0)).clamp(-1, 1)
 
 
 def larger_of(labels: Tensor, lengths: Tensor) -> Tensor:

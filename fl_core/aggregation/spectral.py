@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, round_generator, weighted_mean
-from fl_core.aggregation.byzantine import assumed_byzantine
+from fl_core.aggregation.byzantine import Bound, assumed_byzantine
 from fl_core.aggregation.gram import relative_gram
 from fl_core.aggregation.view import ServerView
 
@@ -46,9 +46,8 @@ class DnC(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        n, clients = len(view.accepted), len(view.updates)
-        bound = f"n > {self.filter_share:g}f"
-        f = assumed_byzantine(self.num_byzantine, clients, clients - n, self._most, "dnc", bound)
+        n = len(view.accepted)
+        f = assumed_byzantine(self.num_byzantine, view, "dnc", Bound(f"n > {self.filter_share:g}f", self._most))
         kept = n - int(self.filter_share * f)
         generator = round_generator(self.seed, view)
         survived = torch.zeros(n)
@@ -92,8 +91,7 @@ class CAF(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        n, clients = len(view.accepted), len(view.updates)
-        f = assumed_byzantine(self.num_byzantine, clients, clients - n, lambda n: (n - 1) // 2, "caf", "n >= 2f + 1")
+        f = assumed_byzantine(self.num_byzantine, view, "caf")
         weights = covariance_filter(relative_gram(view.accepted), f).float()
         return Aggregate(weighted_mean(view.accepted, weights), weights)
 
@@ -132,4 +130,4 @@ def _central(sample: Tensor, kept: int) -> Tensor:
     # The left singular vector: the projections on the right one, up to a common factor.
     direction = torch.linalg.eigh(centred @ centred.T).eigenvectors[:, -1]
     central: Tensor = direction.square().sort(stable=True).indices[:kept]
-    return central
+    return central.cpu()

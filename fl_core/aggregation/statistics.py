@@ -56,8 +56,7 @@ class SignGuard(Rule):
         """(A, 3) float64."""
         size = view.accepted.shape[1]
         count = max(round(self.share * size), 1)
-        chosen = torch.randperm(size, generator=round_generator(self.seed, view))[:count].to(view.accepted.device)
-        signs = view.accepted[:, chosen].sign()
+        signs = view.accepted[:, torch.randperm(size, generator=round_generator(self.seed, view))[:count]].sign()
         return torch.stack([(signs == sign).double().mean(dim=1) for sign in (1, 0, -1)], dim=1).cpu()
 
 
@@ -104,24 +103,24 @@ class LASA(Rule):
         layers = self.layers or (size,)
         if sum(layers) != size:
             raise ValueError(f"lasa: layers {layers} add up to {sum(layers)} parameters, an update has {size}")
-        lengths = norms(updates)
+        lengths = norms(updates).cpu()
         factors = clip_factors(lengths, median(lengths))
         thresholds = [_magnitude(row, self.sparsity) for row in updates]
         sums = updates.new_zeros(size)
-        weights = updates.new_zeros(len(updates), dtype=torch.float64)
+        weights = torch.zeros(len(updates), dtype=torch.float64)
         for first, last in pairwise(accumulate(layers, initial=0)):
             rows = [_sparse(row[first:last], least) for row, least in zip(updates, thresholds, strict=True)]
             kept = self._benign(rows, factors)
             weights += kept.double() * (last - first) / (size * kept.sum())
-            for i in kept.cpu().nonzero()[:, 0].tolist():
+            for i in kept.nonzero()[:, 0].tolist():
                 sums[first:last].add_(rows[i], alpha=float(factors[i] / kept.sum()))
         return Aggregate(sums, weights.to(torch.float32))
 
     def _benign(self, rows: list[Tensor], factors: Tensor) -> Tensor:
         """(A,) bool for one layer's sparse rows."""
-        lengths = torch.stack([norms(row[None])[0] for row in rows]) * factors
+        lengths = torch.stack([norms(row[None])[0] for row in rows]).cpu() * factors
         signs = [row.sign() for row in rows]
-        balance = torch.stack([s.sum(dtype=torch.float64) / s.count_nonzero().clamp_min(1) for s in signs])
+        balance = torch.stack([s.sum(dtype=torch.float64) / s.count_nonzero().clamp_min(1) for s in signs]).cpu()
         positive = 0.5 * (1 + balance * (1 - self.sparsity))
         kept = _near_median(lengths, self.norm_radius) & _near_median(positive, self.sign_radius)
         return kept if bool(kept.any()) else torch.ones_like(kept)
@@ -160,14 +159,14 @@ class AlignIns(Rule):
         updates = view.accepted
         kept = _near_median(self._sign_alignment(updates), self.sign_radius)
         if view.global_model is not None:
-            kept &= _near_median(root_cosine(updates, view.global_model), self.direction_radius)
-        lengths = norms(updates)
+            kept &= _near_median(root_cosine(updates, view.global_model).cpu(), self.direction_radius)
+        lengths = norms(updates).cpu()
         middle = median(lengths[kept]) if bool(kept.any()) else median(lengths)
-        return mean_of(view, kept.cpu(), clip_factors(lengths, middle))
+        return mean_of(view, kept, clip_factors(lengths, middle))
 
     def _sign_alignment(self, updates: Tensor) -> Tensor:
         """(A,) float64."""
-        principal = updates.new_zeros(updates.shape[1])
+        principal = torch.zeros_like(updates[0])
         for row in updates:
             principal += row.sign()
         principal.sign_()
@@ -175,7 +174,7 @@ class AlignIns(Rule):
         for row in updates:
             largest = row.abs() >= _magnitude(row, 1 - self.share)
             aligned.append((largest & (row.sign() == principal)).sum().double() / largest.sum())
-        return torch.stack(aligned)
+        return torch.stack(aligned).cpu()
 
 
 def _magnitude(row: Tensor, share: float) -> Tensor:

@@ -45,14 +45,11 @@ class FoundationFL(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         updates = view.accepted
-        n, rejected = len(view.updates), len(view.updates) - len(updates)
         copies = max(int(self.copies * len(updates)), 1)
         together = torch.cat([updates, updates[_least_extreme(updates)].expand(copies, -1)])
         trim = (len(together) - 1) // 2
         if self.base == "trimmed_mean":
-            trim = assumed_byzantine(
-                self.num_byzantine, n, rejected, lambda n: (n - 1) // 2, "foundationfl", "n >= 2f + 1"
-            )
+            trim = assumed_byzantine(self.num_byzantine, view, "foundationfl")
         return Aggregate(trimmed_mean(together, trim), None)
 
 

@@ -13,10 +13,11 @@ from fl_core.aggregation.base import require_reference
 from fl_core.aggregation.view import ServerView
 from fl_core.attacks.adversary import AdversaryView, Knowledge
 from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
-from fl_core.attacks.optimised import NEGLIGIBLE, CommonVectorAttack, axes, check_budget, unit_vector
+from fl_core.attacks.colluding import CommonVectorAttack
+from fl_core.attacks.optimised import NEGLIGIBLE, axes, check_budget
 from fl_core.attacks.search import Score, evolve
 from fl_core.fingerprint import FEATURES
-from fl_core.fingerprint.geometry import median, norms, root_cosine
+from fl_core.fingerprint.geometry import median, norms, root_cosine, unit_vector
 
 # The honest range that a feature has to stay in: from one quantile of the honest clients' values to the other.
 BOX = (0.05, 0.95)
@@ -94,17 +95,17 @@ class FeatureBox(Attack):
 
         def score(rows: Tensor) -> Score:
             arranged = adversary.arrange(rows, honest)
-            features = adversary.server_view("feature_box", arranged).fingerprint.observation.cpu()
+            features = adversary.server_view("feature_box", arranged).fingerprint.observation
             return -float(_outside(features, places)[places].max()), -float(rows.double().mean(dim=0) @ mean)
 
         # A fifth of the budget finds where to start from, beginning with the clients that fit the box best.
-        order = _outside(view.fingerprint.observation.cpu(), places).argsort(stable=True)
+        order = _outside(view.fingerprint.observation, places).argsort(stable=True)
         starts = [typical.like(row, len(own)) for row in everyone[order[: max(self.evaluations // 5, 1)]]]
         common, apart = max(starts, key=lambda start: score(sent(*start)))
         basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
         best = evolve(
             lambda point: score(sent(point[:-1] @ basis, point[-1])),
-            [torch.cat([basis @ common, common.new_full((1,), apart)])],
+            [torch.cat([basis @ common, torch.full_like(common[:1], apart)])],
             0.3 * float(typical.length),
             max(self.evaluations - len(starts), 1),
             adversary.generator,
@@ -249,7 +250,7 @@ def _against(honest: Tensor) -> Tensor:
 def _outside(features: Tensor, malicious: Tensor) -> Tensor:
     """How far each client is outside the honest range, summed over the features: (N, 6), (N,) to (N,)."""
     honest = features[~malicious].double()
-    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64), dim=0)
+    low, high = honest.quantile(torch.tensor(BOX, dtype=torch.float64).to(honest.device), dim=0)
     beyond: Tensor = (low - features).clamp_min(0) + (features - high).clamp_min(0)
     return beyond.sum(dim=1)
 

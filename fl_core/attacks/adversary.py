@@ -34,6 +34,7 @@ class AdversaryView:
         server: White box: the view that the server would have of updates (N, P) if they were sent.
         rule: White box: the rule that is deployed. Use ``aggregate``, which leaves its memory untouched.
         malicious: (N,) bool, places of its own clients among all; ``Attack.__call__`` fills it in.
+        clients: (N,) int64, who stands in each place, for attacks that remember clients; by default 0 to N − 1.
     """
 
     generator: torch.Generator
@@ -43,12 +44,19 @@ class AdversaryView:
     server: Callable[[Tensor], ServerView] | None = None
     rule: Rule | None = None
     malicious: Tensor | None = None
+    clients: Tensor | None = None
 
     def places(self, own: Tensor, honest: Tensor) -> Tensor:
         """Which rows of all N the adversary's own f are, (N,) bool; the first f where the places are not known."""
         if self.malicious is not None:
             return self.malicious
         return torch.arange(len(own) + len(honest), device=own.device) < len(own)
+
+    def honest_clients(self, own: Tensor, honest: Tensor) -> list[int]:
+        """Who has sent each of the honest updates (N − f, P)."""
+        places = self.places(own, honest).cpu()
+        clients = torch.arange(len(places)) if self.clients is None else self.clients
+        return [int(client) for client in clients[~places]]
 
     def arrange(self, own: Tensor, honest: Tensor) -> Tensor:
         """All rows (N, P) in the order in which the server gets them, from own (f, P) and honest ones (N − f, P).
@@ -93,7 +101,10 @@ class AdversaryView:
                 f"{attack} is made against the deployed rule, and none is known here: it runs in the benchmark "
                 "(evaluate.py), or give the rule to Federation.local_round(rule=...)"
             )
-        view = ServerView(updates) if self.server is None else self.server(updates)
+        if self.server is None:
+            view = ServerView(updates, self.global_model, round=self.round, clients=self.clients)
+        else:
+            view = self.server(updates)
         return copy.deepcopy(self.rule)(view).update
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fl_core.aggregation.gram import squared_distances_of
 from fl_core.attacks.base import register_attack
 from fl_core.attacks.colluding import OmniscientAttack
 from fl_core.registry import check_known
@@ -100,7 +101,7 @@ def min_max_gamma(honest: Tensor, direction: Tensor) -> float:
         direction: (P,) p; 0 gives γ = 0.
     """
     gram, along, square = _moments(honest, direction)
-    return _largest(gram.diagonal(), along, square, _squared_distances(gram).max())
+    return _largest(gram.diagonal(), along, square, squared_distances_of(gram).max())
 
 
 def min_sum_gamma(honest: Tensor, direction: Tensor) -> float:
@@ -111,7 +112,7 @@ def min_sum_gamma(honest: Tensor, direction: Tensor) -> float:
         direction: (P,) p; 0 gives γ = 0.
     """
     gram, along, square = _moments(honest, direction)
-    limit = _squared_distances(gram).sum(dim=1).max()
+    limit = squared_distances_of(gram).sum(dim=1).max()
     return _largest(gram.trace()[None], along.sum()[None], len(honest) * square, limit)
 
 
@@ -124,12 +125,6 @@ def _moments(honest: Tensor, direction: Tensor) -> tuple[Tensor, Tensor, Tensor]
         offsets = exact.mean(dim=0) - exact
         gram, along, square = gram + offsets @ offsets.T, along + offsets @ p, square + p @ p
     return gram, along, square
-
-
-def _squared_distances(gram: Tensor) -> Tensor:
-    """(H, H) pairwise squared distances of the rows that have this Gram matrix."""
-    lengths = gram.diagonal()
-    return (lengths[:, None] + lengths[None, :] - 2 * gram).clamp_min(0)
 
 
 def _largest(constant: Tensor, along: Tensor, square: Tensor, limit: Tensor) -> float:

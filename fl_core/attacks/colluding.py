@@ -1,4 +1,4 @@
-"""Omniscient colluding attacks: every malicious client sends the same vector, made from the honest updates."""
+"""Colluding attacks: every malicious client sends the same vector; here, one made from the honest updates."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -12,26 +12,41 @@ from fl_core.attacks.base import Attack, check_finite, check_jitter, jittered, r
 
 
 @dataclass(frozen=True)
-class OmniscientAttack(Attack):
-    """Knows all honest updates; all malicious clients send ``common``.
+class CommonVectorAttack(Attack):
+    """All malicious clients send one vector, made from everything that the adversary has.
 
     Attributes:
         jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
     """
 
-    knows: ClassVar[Knowledge] = Knowledge.HONEST_UPDATES
     jitter: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_jitter(type(self).__name__, self.jitter)
 
     @abstractmethod
-    def common(self, honest: Tensor, num_malicious: int) -> Tensor:
-        """The vector (P,) that all malicious clients send, from the honest updates (N − f, P)."""
+    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """The vector (P,) that all send, from own updates (f, P) and the honest ones (N − f, P)."""
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
-        return jittered(self.common(honest, len(own)).expand_as(own), self.jitter, adversary.generator)
+        vector = self.vector(own, honest, adversary).to(own.dtype)
+        return jittered(vector.expand_as(own), self.jitter, adversary.generator)
+
+
+@dataclass(frozen=True)
+class OmniscientAttack(CommonVectorAttack):
+    """The vector is made from the honest updates alone."""
+
+    knows: ClassVar[Knowledge] = Knowledge.HONEST_UPDATES
+
+    @abstractmethod
+    def common(self, honest: Tensor, num_malicious: int) -> Tensor:
+        """The vector (P,) that all malicious clients send, from the honest updates (N − f, P)."""
+
+    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``CommonVectorAttack.vector``."""
+        return self.common(honest, len(own))
 
 
 @register_attack("alie")

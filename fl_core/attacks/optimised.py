@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 from typing import ClassVar
 
@@ -10,37 +10,16 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import require_reference
-from fl_core.aggregation.distance import squared_distances
+from fl_core.aggregation.gram import squared_distances
 from fl_core.aggregation.root import FLTrust
 from fl_core.attacks.adversary import AdversaryView, Knowledge
-from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
+from fl_core.attacks.base import Attack, register_attack
+from fl_core.attacks.colluding import CommonVectorAttack
 from fl_core.attacks.search import line_search
+from fl_core.fingerprint.geometry import unit_vector
 
 # A direction shorter than this, relative to what it is a part of, is rounding of float32 updates.
 NEGLIGIBLE = 1e-6
-
-
-@dataclass(frozen=True)
-class CommonVectorAttack(Attack):
-    """All malicious clients send one vector, made from everything that the adversary has.
-
-    Attributes:
-        jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
-    """
-
-    jitter: float = field(default=0.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        check_jitter(type(self).__name__, self.jitter)
-
-    @abstractmethod
-    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """The vector (P,) that all send, from own updates (f, P) and the honest ones (N − f, P)."""
-
-    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``Attack.corrupt``."""
-        vector = self.vector(own, honest, adversary).to(own.dtype)
-        return jittered(vector.expand_as(own), self.jitter, adversary.generator)
 
 
 @register_attack("fang_trim")
@@ -114,14 +93,12 @@ class FangKrum(CommonVectorAttack):
     def strength(self, own: Tensor, honest: Tensor) -> float:
         """The first λ that Krum falls for; 0 if there is none."""
         f, (num_honest, size) = len(own), honest.shape
-        way, among = _way(own, honest).double(), squared_distances(honest)
-        # As the distances are: a handful of numbers to choose by, on the CPU.
-        energy, along = honest.double().square().sum(dim=1).cpu(), (honest.double() @ way).cpu()
-        square = way.square().sum().cpu()
+        way, among = _way(own, honest).double(), squared_distances(honest).to(honest.device)
+        energy, along = honest.double().square().sum(dim=1), honest.double() @ way
         neighbours = max(num_honest - 2, 1)
 
         def chosen(strength: float) -> bool:
-            to_vector = (energy + 2 * strength * along + strength**2 * square).clamp_min(0)
+            to_vector = (energy + 2 * strength * along + strength**2 * way.square().sum()).clamp_min(0)
             colluders = to_vector.new_zeros(f - 1)
             score = torch.cat([colluders, to_vector]).sort().values[:neighbours].sum()
             others = torch.cat([among.clone().fill_diagonal_(inf), to_vector[:, None].expand(-1, f)], dim=1)
@@ -267,9 +244,3 @@ def axes(reference: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     unit = unit_vector(reference.double())
     aside = vector.double() - (vector.double() @ unit) * unit
     return unit, unit_vector(torch.where(aside.norm() > NEGLIGIBLE * vector.double().norm(), aside, 0.0))
-
-
-def unit_vector(vector: Tensor) -> Tensor:
-    """The vector (P,) at length 1; zeros stay zeros."""
-    length = vector.norm()
-    return vector / torch.where(length > 0, length, 1.0)

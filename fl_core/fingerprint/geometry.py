@@ -128,6 +128,12 @@ def median(values: Tensor) -> Tensor:
     return middle.mean()
 
 
+def unit_vector(vector: Tensor) -> Tensor:
+    """The vector (P,) at length 1; zeros stay zeros."""
+    length = vector.norm()
+    return vector / torch.where(length > 0, length, 1.0)
+
+
 def clip_factors(lengths: Tensor, norm: Tensor) -> Tensor:
     """What to multiply each row by that none of them is longer than ``norm``: (A,) lengths to (A,), at most 1."""
     return (norm / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).clamp_max(1.0)

@@ -119,7 +119,10 @@ def _wrapped(function, args, given, result: Any) -> Any:
     if function.__name__.split(".")[0].endswith("_") and id(result) in same:
         return same[id(result)]
     return tree_map(
-        lambda value: same.get(id(value)) or _Elsewhere(value) if isinstance(value, Tensor) else value, result
+        lambda value: (
+            (same[id(value)] if id(value) in same else _Elsewhere(value)) if isinstance(value, Tensor) else value
+        ),
+        result,
     )
 
 

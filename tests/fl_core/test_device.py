@@ -98,7 +98,7 @@ def test_an_attack_makes_the_same_update_on_either_device(gpu, name):
     torch.testing.assert_close(other.view.updates.cpu(), one.view.updates, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", rule_names())
+@pytest.mark.parametrize("name", [*rule_names(), "nnm+krum", "bucketing+median", "clipping+fedavg", "arc+mda"])
 def test_a_rule_makes_the_same_aggregate_on_either_device(gpu, name):
     results = []
     for device in ("cpu", "cuda"):

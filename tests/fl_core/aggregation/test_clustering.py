@@ -11,7 +11,7 @@ from sklearn.decomposition import PCA
 
 from fl_core.aggregation import ServerView, make_rule
 from fl_core.aggregation.clustering import principal_plane
-from fl_core.aggregation.distance import squared_distances
+from fl_core.aggregation.gram import squared_distances
 
 quick = settings(deadline=None, max_examples=30)
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from fl_core.aggregation import Aggregate, ServerView, gram, make_rule
 from fl_core.aggregation.coordinate import mean_around_median
-from fl_core.aggregation.distance import squared_distances
-from fl_core.aggregation.gram import distances_to, relative_gram
+from fl_core.aggregation.gram import distances_to, relative_gram, squared_distances
 from fl_core.training.native import library
 
 quick = settings(deadline=None, max_examples=40)

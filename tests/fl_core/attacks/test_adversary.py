@@ -46,6 +46,24 @@ def test_without_a_server_the_rule_is_asked_about_updates_alone(normal):
         replace(adversary, rule=make_rule("fltrust")).aggregate("test", normal(5, 4))
 
 
+def test_without_a_server_the_rule_is_asked_about_this_round(normal):
+    rule = make_rule("dnc", num_byzantine=2, coordinates=20)
+    asked = [
+        AdversaryView(torch.Generator(), round_, rule=rule).aggregate("test", normal(6, 200)) for round_ in range(4)
+    ]
+    for round_, update in enumerate(asked):
+        assert torch.equal(update, rule(ServerView(normal(6, 200), round=round_)).update)
+    assert len({tuple(update.tolist()) for update in asked}) > 1  # or the round would not matter here
+
+
+def test_an_attack_knows_who_the_honest_clients_are(normal):
+    own, honest = normal(2, 4), normal(3, 4, seed=1)
+    adversary = AdversaryView(torch.Generator(), malicious=MALICIOUS)
+    assert adversary.honest_clients(own, honest) == (~MALICIOUS).nonzero()[:, 0].tolist()
+    some = replace(adversary, clients=torch.tensor([2, 3, 5, 7, 11]))
+    assert some.honest_clients(own, honest) == torch.tensor([2, 3, 5, 7, 11])[~MALICIOUS].tolist()
+
+
 def test_an_attack_is_told_which_rows_are_its_own_and_can_put_all_rows_in_order(normal):
     seen = []
 

@@ -276,11 +276,12 @@ def test_a_scheduled_attack_is_the_other_one_but_for_the_rounds(name, inner, nor
         assert all(torch.equal(a, b) for a, b in zip(*aims, strict=True))
 
 
+@pytest.mark.parametrize("participation", [1.0, 0.5])
 @pytest.mark.parametrize("name", attack_names())
-def test_in_a_federation_every_attack_runs_for_an_episode(name, federation):
-    built, rule = federation(Scenario(name, 0.3), entropy=1), make_rule("fltrust")
+def test_in_a_federation_every_attack_runs_for_an_episode(name, participation, federation):
+    built, rule = federation(Scenario(name, 0.3, participation=participation), entropy=1), make_rule("fltrust")
     attacked = 0
-    for _ in range(11):  # beyond every timetable's first round of attack
+    for _ in range(14):  # beyond every timetable's first round of attack, with attackers there
         seen = built.local_round(rule=rule)
         attacked += int(seen.attacking)
         assert seen.view.updates.isfinite().all()

@@ -82,6 +82,24 @@ def test_after_the_warm_up_the_client_stays_the_same_whatever_it_sends(normal):
     assert len(set(chosen[2:])) == 1
 
 
+def test_it_follows_a_client_to_another_place_and_copies_another_one_while_that_is_absent(normal):
+    attack, generator = make_attack("mimic", warmup=1), torch.Generator().manual_seed(0)
+    everyone = spread(normal, 0)
+
+    def round_of(clients: list[int]) -> int:
+        rows = everyone[clients]
+        malicious = torch.tensor(clients) < 3
+        seen = AdversaryView(generator, clients=torch.tensor(clients))
+        return clients[copied(attack(rows, malicious, seen)[malicious], rows)]
+
+    target = round_of([0, 1, 2, 3, 4, 5, 6, 7])
+    assert target in (4, 7)
+    assert round_of([2, 3, 4, 7]) == target
+    assert round_of([0, 1, 5, 6, target]) == target
+    assert round_of([0, 3, 5, 6]) in (3, 5, 6)
+    assert round_of([1, 4, 5, 7]) == target
+
+
 def test_while_it_warms_up_the_client_may_change(normal):
     rounds = [normal(8, 60, seed=i) for i in range(12)]
     chosen = [copied(sent, rows) for sent, rows in zip(episode(rounds, MALICIOUS, warmup=12), rounds, strict=True)]
