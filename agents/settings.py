@@ -10,6 +10,7 @@ from agents.console import LOG_FORMATS
 from agents.run_directory import read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
+from optigrad_env.scenarios import make_scenarios
 
 # How a run is called and shown, which changes nothing in it.
 _NOT_OF_THE_RUN = ("resume", "overwrite", "progress", "quiet", "log_format", "run_dir")
@@ -40,6 +41,9 @@ class TrainingSettings:
     """Environments, each with root data of its own, shared out over one process a core: more are more diverse."""
     num_clients: int | None = None
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
+    scenarios: str = "default"
+    """Named distribution of training scenarios: default; broad (up to 60 % malicious, more kinds of heterogeneity,
+    later attacks); wide (and other root data in every episode; without the gradient of the warm start)."""
     data_dir: Path | None = None
     """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
@@ -54,6 +58,8 @@ class TrainingSettings:
     """Delete the run in --run-dir first."""
     warm_start: Literal["clone+gradient", "clone", "none"] = "clone+gradient"
     """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
+    warm_start_length: float = 1.0
+    """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
     eval_every: int = 1_000
     """Time steps between evaluations on fixed scenarios; the best policy is the one that is kept."""
     eval_episodes: int = 10
@@ -77,6 +83,13 @@ class TrainingSettings:
         check_known("warm start", [self.warm_start], KINDS)
         check_known("log format", [self.log_format], LOG_FORMATS)
         read_hyperparams(self.algo, self.env_id, warm_started=self.warm_started, file=self.hyperparams)
+        if not self.warm_start_length > 0:
+            raise ValueError(f"warm-start-length must be greater than 0, got {self.warm_start_length}")
+        if make_scenarios(self.scenarios).roots > 1 and self.warm_start == "clone+gradient":
+            raise ValueError(
+                f"scenarios {self.scenarios!r} draw other root data in every episode, and the gradient through the "
+                "aggregation scores recorded rounds with one: give --warm-start clone or none"
+            )
         for name in ("timesteps", "eval_every", "eval_episodes", "checkpoint_every", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")

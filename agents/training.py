@@ -75,7 +75,10 @@ def train(settings: TrainingSettings) -> Summary:
     torch.set_num_threads(1)
     console = Console(settings.log_format, quiet=settings.quiet)
     federation = given_settings(
-        num_clients=settings.num_clients, data_dir=settings.data_dir, download=settings.download
+        num_clients=settings.num_clients,
+        scenarios=None if settings.scenarios == "default" else settings.scenarios,
+        data_dir=settings.data_dir,
+        download=settings.download,
     )
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
@@ -210,11 +213,13 @@ def _warm_start(
         base_env(make_env(settings.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
         for i in range(settings.n_envs)
     ]
-    share = affordable_share(copies[0])
-    lengths = WarmStart().shortened(share)
-    if share < 1:
+    wanted = settings.warm_start_length
+    share = affordable_share(copies[0], wanted)
+    lengths = WarmStart().scaled(share)
+    if share < wanted:
         text = (
-            f"warm start: {lengths.rounds} rounds, {share:.0%} of the full length, for updates and images of this size"
+            f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for updates and images of this "
+            "size"
         )
         console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
     total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)

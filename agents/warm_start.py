@@ -64,8 +64,8 @@ class WarmStart:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
 
-    def shortened(self, share: float) -> "WarmStart":
-        """The same with every stage in proportion, ``share`` in (0, 1]; at least 32 rounds."""
+    def scaled(self, share: float) -> "WarmStart":
+        """The same with every stage in proportion, ``share`` above 0; at least 32 rounds."""
         share = max(share, min(32 / self.rounds, 1.0))
         return replace(
             self,
@@ -77,16 +77,17 @@ class WarmStart:
 
 
 # All updates of a recorded round are kept: 76 kB for ten clients on digits, 4 MB on 28x28 images.
-_RECORDING_MEMORY = 2**30
+_RECORDING_MEMORY = 2**31
 # Pixels of an image up to which the full length is affordable: a gradient step runs 32 models on a hundred images.
 _AFFORDABLE_PIXELS = 256
 
 
-def affordable_share(federation: Federation) -> float:
-    """Share of a full warm start that a federation's updates (memory) and images (time) allow, in (0, 1]."""
+def affordable_share(federation: Federation, wanted: float = 1.0) -> float:
+    """Length of a warm start, in units of the full one: ``wanted``, or what memory and time (images) allow."""
     round_size = 4 * federation.config.num_clients * federation.layout.num_shared
     pixels = prod(federation.dataset.image_shape)
-    return min(1.0, _RECORDING_MEMORY / (WarmStart.rounds * round_size), _AFFORDABLE_PIXELS / pixels)
+    by_time = wanted * min(1.0, _AFFORDABLE_PIXELS / pixels)
+    return min(by_time, _RECORDING_MEMORY / (WarmStart.rounds * round_size))
 
 
 def warm_start(

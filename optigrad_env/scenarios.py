@@ -169,11 +169,13 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
     return float(np.exp(generator.uniform(np.log(low), np.log(high))))
 
 
+# More of what the default draws: no malicious clients and a malicious majority, nearly equal clients, late attacks.
+BROAD = ScenarioDistribution(malicious_fraction=(0.0, 0.6), alpha=(0.05, 10.0), onset=(0, 10))
 # Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
 WIDE = ScenarioDistribution(
     malicious_fraction=(0.0, 0.6), alpha=(0.1, 10.0), onset=(0, 10), roots=8, root_size=(20, 200), root_bias=(0.0, 0.5)
 )
-_NAMED = {"default": ScenarioDistribution(), "wide": WIDE}
+_NAMED = {"default": ScenarioDistribution(), "broad": BROAD, "wide": WIDE}
 
 
 def make_scenarios(
@@ -182,7 +184,8 @@ def make_scenarios(
     """A distribution from what an environment was given.
 
     Args:
-        scenarios: A distribution; ``"default"`` or ``"wide"``; or a mapping of the fields that differ from the default.
+        scenarios: A distribution; ``"default"``, ``"broad"`` or ``"wide"``; or a mapping of the fields that differ from
+            the default.
         **usual: Fields whose default is another one here; those of a given distribution stay as they are.
 
     Raises:

@@ -52,7 +52,7 @@ class DnC(Rule):
         generator = round_generator(self.seed, view)
         survived = torch.zeros(n)
         for _ in range(self.iterations):
-            survived[_central(self._sample(view.accepted, generator), kept)] += 1
+            survived[_central(self._sample(view.accepted, generator), kept).cpu()] += 1
         weights = (survived == survived.max()).float()
         weights /= weights.sum()
         return Aggregate(weighted_mean(view.accepted, weights), weights)
@@ -65,7 +65,7 @@ class DnC(Rule):
         size = updates.shape[1]
         if size <= self.coordinates:
             return updates
-        return updates[:, torch.randperm(size, generator=generator)[: self.coordinates]]
+        return updates[:, torch.randperm(size, generator=generator)[: self.coordinates].to(updates.device)]
 
 
 @register_rule("caf")

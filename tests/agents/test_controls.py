@@ -66,7 +66,9 @@ def test_main_writes_a_file_for_each_rule(tmp_path: Path, capsys: pytest.Capture
 class _Trusting(torch.nn.Module):
     """A policy that trusts everybody by half."""
 
-    def score_and_value(self, fingerprint: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def score_and_value(
+        self, fingerprint: torch.Tensor, mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(fingerprint.shape[:-1]), torch.zeros(len(fingerprint))
 
 

@@ -373,7 +373,7 @@ def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dic
         ({"shapley": "guess"}, r"'guess'.*surrogate"),
         ({"dataset": "letters"}, r"'letters'.*digits"),
         ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),
-        ({"scenarios": "narrow"}, r"'narrow'.*default, wide"),
+        ({"scenarios": "narrow"}, r"'narrow'.*default, broad, wide"),
         ({"scenarios": {"participation": [0.5, 1.0]}}, r"mask.*participation=\(0\.5, 1\.0\)"),
     ],
 )

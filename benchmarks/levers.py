@@ -1,0 +1,119 @@
+"""Compares policies where choices may be made: train attacks, validation data, federations of their own.
+
+    python benchmarks/levers.py runs/one runs/two     # rows are appended to results/levers.csv
+
+Every train attack in both forms at the usual and at four times the usual strength, 30 and 45 % of 20 clients malicious,
+and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split seeds from 20,000 on),
+validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points. No test data and no
+held-out attack: what is chosen here may be reported elsewhere.
+"""
+
+import csv
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated
+
+import torch
+import tyro
+
+from agents import TrustAggregator, load_policy
+from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import Rule, make_rule
+from fl_core.aggregation.reference import AnchoredOracle, Oracle
+from optigrad_env.registration import ENVIRONMENTS
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
+
+COLUMNS = ("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored", "seeds")
+STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
+ROUNDS, FINAL_ROUNDS = 20, 3
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Runs policies, and rules by name, under the train attacks."""
+
+    policies: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Run directories, or names of aggregation rules."""
+    env_id: str = "OptiGrad/Digits-v0"
+    """Whose federation."""
+    data_dir: Path | None = None
+    """Where the data set's files are."""
+    seeds: int = 4
+    """Federations."""
+    num_clients: int = 20
+    """Clients."""
+    workers: int = 2
+    """Processes, one thread each."""
+    out: Path = Path("results/levers.csv")
+    """Where rows are appended."""
+
+
+def attacks() -> Iterator[tuple[str, dict[str, object]]]:
+    """Train attacks with their options."""
+    for name, colluding in product(TRAIN_ATTACKS, (False, True)):
+        yield name, {"colluding": colluding}
+        if name in STRENGTH:
+            usual = getattr(Scenario(name).make_attack(), STRENGTH[name])
+            yield name, {"colluding": colluding, STRENGTH[name]: 4 * usual}
+
+
+@torch.no_grad()
+def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) -> float:
+    """Validation accuracy in percent of one federation under a policy or rule."""
+    settings = {**ENVIRONMENTS[arguments.env_id], "num_clients": arguments.num_clients, "data_dir": arguments.data_dir}
+    federation = Federation(configure(split_seed=EVALUATION_SPLIT + 1 + seed, **settings))
+    federation.reset(scenario, entropy=seed)
+    known: dict[str, Rule] = {
+        "oracle": Oracle().told(federation.malicious),
+        "anchored_oracle": AnchoredOracle().told(federation.malicious),
+    }
+    rule = known.get(label) or (TrustAggregator(load_policy(label)) if Path(label).is_dir() else make_rule(label))
+    rule.reset()
+    nothing, accuracies = torch.zeros(1, federation.layout.num_shared), []
+    for number in range(ROUNDS):
+        federation.apply(rule(federation.local_round(rule).view).update)
+        if number >= ROUNDS - FINAL_ROUNDS:
+            accuracies.append(100 * float(federation.evaluate(nothing, "validation").accuracy[0]))
+    return fmean(accuracies)
+
+
+def main(arguments: Arguments) -> None:
+    """Runs everything, prints a line for each policy, α and fraction, and appends it to the file."""
+    labels = ["oracle", "anchored_oracle", *arguments.policies]
+    scenarios = [
+        (0.0, alpha, Scenario("none", 0.0, alpha))
+        if fraction == 0
+        else (fraction, alpha, Scenario(n, fraction, alpha, 0, o))
+        for alpha, fraction in product((0.5, 0.1), (0.0, 0.3, 0.45))
+        for n, o in (attacks() if fraction else [("none", {})])
+    ]
+    tasks = [(label, *key, seed) for label in labels for key in scenarios for seed in range(arguments.seeds)]
+    context = multiprocessing.get_context("forkserver")
+    with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        chunks = [(arguments, label, scenario, seed) for label, _, _, scenario, seed in tasks]
+        results = list(pool.map(accuracy, *zip(*chunks, strict=True), chunksize=4))
+    of: dict[tuple[str, float, float, int], list[float]] = {}
+    for (label, fraction, alpha, scenario, _), value in zip(tasks, results, strict=True):
+        of.setdefault((label, alpha, fraction, scenarios.index((fraction, alpha, scenario))), []).append(value)
+    fresh = not arguments.out.exists()
+    with arguments.out.open("a", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if fresh:
+            writer.writeheader()
+        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), (0.0, 0.3, 0.45)):
+            keys = [key for key in of if key[:3] == (label, alpha, fraction)]
+            to_oracle = [fmean(of["oracle", *key[1:]]) - fmean(of[key]) for key in keys]
+            to_anchored = [fmean(of["anchored_oracle", *key[1:]]) - fmean(of[key]) for key in keys]
+            figures = [round(value, 2) for value in (fmean(to_oracle), max(to_oracle), fmean(to_anchored))]
+            row = dict(zip(COLUMNS, (Path(label).name, alpha, fraction, *figures, arguments.seeds), strict=True))
+            writer.writerow(row)
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
