@@ -199,7 +199,8 @@ def curves_of(info: Mapping[str, Any]) -> dict[str, float]:
     """What one round's info says of the policy, by the names of the curves."""
     curves = {f"reward_terms/{name}": value for name, value in info["reward_terms"].items()}
     curves[f"regret/{info['attack']}"] = -info["reward_terms"]["oracle_gap"]
-    weights, malicious = info["weights"], info["malicious"]
+    present = info.get("participants", slice(None))  # who is absent has no weight, and was not judged
+    weights, malicious = info["weights"][present], info["malicious"][present]
     if malicious.any() and weights.sum() > 0:
         curves["trust/honest_weight_share"] = float(weights[~malicious].sum() / weights.sum())
     if info["attacking"] and malicious.any() and not malicious.all():

@@ -17,7 +17,8 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import load_algorithm
-from agents.vec_env import FederationVecEnv, WorkerVecEnv
+from agents.vec_env import FederationVecEnv
+from agents.worker_vec_env import WorkerVecEnv
 from fl_core.files import write_atomically
 
 CHECKPOINT = "checkpoint.pkl"

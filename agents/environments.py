@@ -10,7 +10,8 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
 from agents.resumable import Resumable
-from agents.vec_env import FederationVecEnv, WorkerVecEnv
+from agents.vec_env import FederationVecEnv
+from agents.worker_vec_env import WorkerVecEnv
 from fl_core.registry import check_known
 from optigrad_env import OptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS

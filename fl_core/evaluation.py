@@ -7,6 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+# Images that go through a model together: more would leave the cache, and at last the memory.
+IMAGES_AT_ONCE = 500
+
 
 @dataclass(frozen=True, eq=False)
 class Metrics:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from math import nan, prod
+from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from fl_core import evaluation
 from fl_core.aggregation.base import Rule
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.aggregation.view import ServerView, receive
@@ -18,22 +17,18 @@ from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
 from fl_core.data.splits import Root, redraw_root
 from fl_core.device import check_device
+from fl_core.evaluation import Metrics
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
-from fl_core.registry import check_known
 from fl_core.scenario import Scenario
+from fl_core.scoring import Scorer
 from fl_core.training import make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
 _OWN_ROOT = Root()
-_SCORED_SPLITS = ("validation", "test")
-# Images that go through the models together in an evaluation: more would leave the cache, and at last the memory.
-_IMAGES_AT_ONCE = 500
 # Pixels of batches that are turned into floats together, 256 MB: a thousand clients train in blocks.
 _PIXELS_AT_ONCE = 2**26
-# N models, each on images of its own kind: a part of a large test side, evenly spread over it, says enough.
-_PERSONALISED_SAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +72,7 @@ class Federation:
         self.objective = make_objective(config.objective, config.mu, config.loss)
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout, self.device)
-        # Indices that are needed in every round, where the images are.
-        self._scored: dict[str, Tensor] = {
-            name: getattr(self._own_splits, name).to(self.device) for name in _SCORED_SPLITS
-        }
+        self._scorer = Scorer(self.engine, self.dataset, self._own_splits)
         self.use_root(_OWN_ROOT)
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
@@ -237,7 +229,7 @@ class Federation:
         self._last_change = update
         self.round += 1
 
-    def evaluate(self, updates: Tensor, split: str) -> evaluation.Metrics:
+    def evaluate(self, updates: Tensor, split: str) -> Metrics:
         """Scores the global models that candidate updates would make, with the server's own BatchNorm.
 
         Affine parameters are those of the server's last reference training; statistics are re-estimated on the
@@ -247,24 +239,14 @@ class Federation:
             updates: (M, P), candidates; a row of zeros is the present model.
             split: ``"validation"`` while an agent is trained, ``"test"`` for reported figures only.
         """
-        samples = self._samples(split)
-        models = self.shared + updates
-        local = self.engine.reestimate(models, self.local[-1].expand(len(models), -1), self.simulator.images)
-        return evaluation.score(self._logits(models, local, samples), self.dataset.labels[samples])
+        return self._scorer.evaluate(self.shared + updates, self.local[-1], self.simulator.images, split)
 
     def attack_success(self, split: str) -> float:
         """Share of the inputs with the attack's trigger that the present model takes for what the adversary wants.
 
         NaN for an attack without a target, or if no sample of the split can carry the trigger.
         """
-        samples = self._samples(split)
-        aimed = self.attack.triggered(self.dataset.images(samples), self.dataset.labels[samples])
-        if aimed is None or not len(aimed[1]):
-            return nan
-        images, wanted = aimed
-        local = self.engine.reestimate(self.shared[None], self.local[-1:], self.simulator.images)
-        pieces = [self.engine.logits(self.shared[None], local, piece)[0] for piece in images.split(_IMAGES_AT_ONCE)]
-        return float((torch.cat(pieces).argmax(dim=1) == wanted).double().mean())
+        return self._scorer.attack_success(self.attack, self.shared, self.local[-1], self.simulator.images, split)
 
     def evaluate_personalised(self, split: str) -> Tensor:
         """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.
@@ -272,29 +254,7 @@ class Federation:
         On samples of ``split`` (at most 2,000 of them, evenly spread) mixed as the client's own classes are, seen as
         the client sees them.
         """
-        samples, clients = self._samples(split), self.num_clients
-        samples = samples[:: -(-len(samples) // _PERSONALISED_SAMPLES)]
-        if self._shifts:
-            rows = [
-                self._logits(self.shared[None], self.local[i : i + 1], samples, shift)
-                for i, shift in enumerate(self._shifts)
-            ]
-            logits = torch.cat(rows)
-        else:
-            logits = self._logits(self.shared.expand(clients, -1), self.local[:-1], samples)
-        metrics = evaluation.score(logits, self.dataset.labels[samples])
-        classes = self.dataset.num_classes
-        counts = [torch.bincount(self.dataset.labels[shard], minlength=classes) for shard in self.shards]
-        return evaluation.personalised_accuracy(metrics.class_accuracy, torch.stack(counts))
-
-    def _logits(self, shared: Tensor, local: Tensor, samples: Tensor, shift: FeatureShift | None = None) -> Tensor:
-        """(M, V, classes) of M models on samples (V,)."""
-        pieces = [self.dataset.images(piece) for piece in samples.split(_IMAGES_AT_ONCE)]
-        return torch.cat([self.engine.logits(shared, local, shift(p) if shift else p) for p in pieces], dim=1)
-
-    def _samples(self, split: str) -> Tensor:
-        check_known("split", [split], _SCORED_SPLITS)
-        return self._scored[split]
+        return self._scorer.personalised(self.shared, self.local[:-1], self.shards, self._shifts, split)
 
     def _clients_of(self, scenario: Scenario) -> int:
         """Number of clients of an episode."""

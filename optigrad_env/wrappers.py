@@ -233,46 +233,12 @@ class FeatureSubset(ClientObservation):
         return rows[:, self._columns]
 
 
-class FeatureDropout(ClientObservation):
-    """Hides features at random: in each round, each of them is 0 for all clients with some probability.
-
-    Trained so, a policy cannot lean on a single feature, and can be asked what it does without one.
+class RandomObservation(ClientObservation):
+    """Base of wrappers that draw: from a stream of their own, so the environment plays the same scenarios as without.
 
     Args:
-        env: The environment; its own random numbers stay as they are.
-        probability: Of each feature and round, in [0, 1].
+        env: The environment.
         seed: Seed of the draws; a seed that the environment is reset with begins them anew.
-    """
-
-    def __init__(self, env: gym.Env[Any, Action], probability: float = 0.1, seed: int = 0) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError(f"probability must lie in [0, 1], got {probability}")
-        super().__init__(env)
-        self._probability = probability
-        self._seed, self._generator = seed, np.random.default_rng(seed)
-
-    def begin(self, seed: int | None) -> None:
-        """Equal seeds of the environment give equal draws, too."""
-        if seed is not None:
-            self._generator = np.random.default_rng([self._seed, seed])
-
-    def memory(self) -> dict[str, Any]:
-        """See ``ClientObservation.memory``."""
-        return {"_generator": self._generator}
-
-    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """See ``ClientObservation.clients``."""
-        return np.where(self._generator.random(rows.shape[1]) < self._probability, np.float32(0), rows)
-
-
-class FeatureShuffle(ClientObservation):
-    """Negative control: permutes each feature among the clients before the policy sees it.
-
-    What is left is the distribution of each feature in the round, but no longer whose it is.
-
-    Args:
-        env: The environment; its own random numbers stay as they are, so it plays the same scenarios as without.
-        seed: Seed of the permutations; a seed that the environment is reset with begins them anew.
     """
 
     def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:
@@ -287,6 +253,39 @@ class FeatureShuffle(ClientObservation):
     def memory(self) -> dict[str, Any]:
         """See ``ClientObservation.memory``."""
         return {"_generator": self._generator}
+
+
+class FeatureDropout(RandomObservation):
+    """Hides features at random: in each round, each of them is 0 for all clients with some probability.
+
+    Trained so, a policy cannot lean on a single feature, and can be asked what it does without one.
+
+    Args:
+        env: The environment; its own random numbers stay as they are.
+        probability: Of each feature and round, in [0, 1].
+        seed: Seed of the draws; a seed that the environment is reset with begins them anew.
+    """
+
+    def __init__(self, env: gym.Env[Any, Action], probability: float = 0.1, seed: int = 0) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        super().__init__(env, seed)
+        self._probability = probability
+
+    def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """See ``ClientObservation.clients``."""
+        return np.where(self._generator.random(rows.shape[1]) < self._probability, np.float32(0), rows)
+
+
+class FeatureShuffle(RandomObservation):
+    """Negative control: permutes each feature among the clients before the policy sees it.
+
+    What is left is the distribution of each feature in the round, but no longer whose it is.
+
+    Args:
+        env: The environment; its own random numbers stay as they are, so it plays the same scenarios as without.
+        seed: Seed of the permutations; a seed that the environment is reset with begins them anew.
+    """
 
     def clients(self, rows: NDArray[np.float32], present: NDArray[np.bool_]) -> NDArray[np.float32]:
         """Permutes every column by itself, among the clients that are there."""

@@ -146,7 +146,7 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
 
 def identity(grid: Grid, contestant: Contestant, cell: Cell) -> dict[str, Any]:
     """The columns that say which cell a row is of, and whether anybody had seen its attack in training."""
-    seen = contestant.policy.seen if contestant.policy is not None else ()
+    seen = contestant.seen
     name = parse_attack(cell.attack)[0]
     return {
         **_key(cell),

@@ -7,6 +7,7 @@ from agents.deployed import TrustAggregator, load_policy
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED, ShuffledFeatures
 from agents.evaluation.policies import SHIPPED, PolicyFacts, locate_policy, policy_facts, policy_label, shipped_policy
 from fl_core.aggregation import Rule, TrustRule, make_rule, takes_num_byzantine
+from fl_core.aggregation.learned import FITTED, fitted
 from fl_core.config import FederationConfig
 
 # Always run: the two upper references and the floor. The oracles are told who is honest.
@@ -32,6 +33,15 @@ class Contestant:
     policy: PolicyFacts | None = None
     num_byzantine: int | None = None
     control: str | None = None
+
+    @property
+    def seen(self) -> tuple[str, ...] | None:
+        """Attacks that it was trained or fitted on; ``None`` if a policy's card does not say."""
+        if self.policy is not None:
+            return self.policy.seen
+        assert self.rule is not None
+        name = self.rule.rpartition("+")[2]
+        return tuple(attack for attack in fitted(name)["attacks"] if attack != "none") if name in FITTED else ()
 
     def make(self, config: FederationConfig, seed: int = 0) -> Rule:
         """A fresh rule for one federation.

@@ -34,18 +34,19 @@ class Detection:
         """One round; a rule without weights judges nobody.
 
         Args:
-            weights: (N,).
+            weights: (N,), on any device.
             corrupted: (N,) bool, whose update was an attack in this round.
         """
         if weights is None:
             return
+        weights = weights.cpu()
         flagged = flag(weights, self._threshold)
         self._flagged_malicious += int((flagged & corrupted).sum())
         self._flagged_honest += int((flagged & ~corrupted).sum())
         self._malicious += int(corrupted.sum())
         self._honest += int((~corrupted).sum())
         if bool(corrupted.any()) and not bool(corrupted.all()):
-            self._aurocs.append(float(roc_auc_score((~corrupted).numpy(), weights.cpu().numpy())))
+            self._aurocs.append(float(roc_auc_score((~corrupted).numpy(), weights.numpy())))
             total = float(weights.sum())
             self._shares.append(float(weights[~corrupted].sum()) / total if total > 0 else float("nan"))
 

@@ -59,7 +59,7 @@ class Table:
         self.rows = self._read()
 
     def _read(self) -> list[dict[str, str]]:
-        """All whole rows; a damaged tail is dropped with a warning."""
+        """All whole rows; a damaged tail is cut off with a warning, or the next row would be written into it."""
         text = self.path.read_bytes()
         whole, _, tail = text.rpartition(b"\n")
         header, *lines = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
@@ -69,6 +69,7 @@ class Table:
         dropped = len(lines) - len(rows) + bool(tail)
         if dropped:
             warnings.warn(f"{self.path}: {dropped} damaged row(s) dropped; their cells are run again", stacklevel=4)
+            self._replace(rows)
         return rows
 
     def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -77,7 +78,7 @@ class Table:
         Raises:
             ResultsError: They cannot be written, for one because the disk is full. The table is as it was before.
         """
-        content = b"".join(_line([row[name] for name in self._columns]) for row in rows)
+        content = self._lines(rows)
         with self.path.open("ab") as file:
             before = file.tell()
             try:
@@ -90,9 +91,14 @@ class Table:
     def rewrite(self, rows: Sequence[dict[str, str]]) -> None:
         """Replaces all rows, in full or not at all."""
         if rows != self.rows:
-            content = b"".join(_line([row[name] for name in self._columns]) for row in rows)
-            write_atomically(self.path, _line(self._columns) + content)
+            self._replace(rows)
             self.rows = list(rows)
+
+    def _replace(self, rows: Sequence[Mapping[str, str]]) -> None:
+        write_atomically(self.path, _line(self._columns) + self._lines(rows))
+
+    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        return b"".join(_line([row[name] for name in self._columns]) for row in rows)
 
 
 class ResultsDirectory:

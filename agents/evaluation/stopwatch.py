@@ -26,6 +26,7 @@ class Stopwatch:
         self._server: list[float] = []
         self._features: list[float] = []
         self._round_features = 0.0
+        self._serving = False
         self._peak: float | None = None
 
     @contextmanager
@@ -47,8 +48,9 @@ class Stopwatch:
     def server(self, *, last: bool) -> Iterator[None]:
         """Around the rule; in the last round its peak memory is measured as well."""
         before = _reset_peak() if last else None
-        started = time.perf_counter()
+        self._serving, started = True, time.perf_counter()
         yield
+        self._serving = False
         self._server.append(time.perf_counter() - started)
         peak = _resident("VmHWM") if before is not None else None
         if before is not None and peak is not None:
@@ -59,8 +61,9 @@ class Stopwatch:
         return cast(Fingerprinter, _TimedFingerprinter(fingerprinter, self))
 
     def add_features(self, seconds: float) -> None:
-        """Adds time that went into the features of the present round."""
-        self._round_features += seconds
+        """Adds time that went into features; those that an attack computes before the rule is asked do not count."""
+        if self._serving:
+            self._round_features += seconds
 
     def figures(self) -> dict[str, float | None]:
         """Columns of timings.csv."""

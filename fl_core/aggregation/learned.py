@@ -21,6 +21,9 @@ from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint import FEATURES
 from fl_core.registry import check_known
 
+# Rules whose numbers were fitted to recorded rounds of train attacks.
+FITTED = ("logistic", "feature_weights")
+
 # Weight by feature, as pairs: hashable.
 Weights = tuple[tuple[str, float], ...]
 

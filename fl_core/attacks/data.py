@@ -7,9 +7,7 @@ from torch import Tensor
 
 from fl_core.attacks.adversary import LocalData
 from fl_core.attacks.base import ColludableAttack, register_attack
-
-# Images that go through the global model together: more would leave the cache, and at last the memory.
-_IMAGES_AT_ONCE = 500
+from fl_core.evaluation import IMAGES_AT_ONCE
 
 
 @register_attack("label_flip")
@@ -44,7 +42,7 @@ class DynamicLabelFlip(ColludableAttack):
 
     def poison(self, data: LocalData) -> tuple[Tensor, Tensor]:
         """See ``Attack.poison``."""
-        pieces = data.images.flatten(0, 2).split(_IMAGES_AT_ONCE)
+        pieces = data.images.flatten(0, 2).split(IMAGES_AT_ONCE)
         least = torch.cat([data.logits(piece).argmin(dim=1) for piece in pieces])
         return data.images, least.view_as(data.labels).to(data.labels)
 

@@ -240,6 +240,17 @@ def test_the_curves_of_a_round_are_regret_by_attack_share_and_auroc_with_ties_fo
     assert curves["trust/detection_auroc"] == pytest.approx(3.5 / 4)  # of four pairs one is a tie
 
 
+def test_clients_that_are_absent_are_not_judged() -> None:
+    round_of_three = {
+        "malicious": np.array([True, True, False, False, True]),
+        "weights": np.array([0.2, 0.0, 0.0, 0.5, 0.3]),
+        "participants": np.array([True, False, False, True, True]),
+    }
+    assert curves_of(an_info(**round_of_three))["trust/detection_auroc"] == 1
+    only_honest = {**round_of_three, "participants": np.array([False, False, True, True, False])}
+    assert "trust/detection_auroc" not in curves_of(an_info(**only_honest))
+
+
 @pytest.mark.parametrize(
     "changes", [{"attacking": False}, {"malicious": np.zeros(4, bool)}, {"malicious": np.ones(4, bool)}]
 )

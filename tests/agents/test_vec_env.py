@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agents.algorithms import make_algorithm
 from agents.environments import available_cores, make_env, make_training_envs
-from agents.vec_env import FederationVecEnv, WorkerVecEnv
+from agents.vec_env import FederationVecEnv
+from agents.worker_vec_env import WorkerVecEnv
 from optigrad_env import OptiGradVectorEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 from optigrad_env.wrappers import FeatureShuffle, RoundRecorder

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from agents.evaluation.detection import Detection
 from fl_core import Federation, Scenario, config, configure, federation
 from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule, rule_names
 from fl_core.aggregation.reference import ReferenceRule
@@ -116,6 +117,17 @@ def test_a_rule_makes_the_same_aggregate_on_either_device(gpu, name):
         assert (one.weights is None) == (other.weights is None)
         if one.weights is not None:
             torch.testing.assert_close(other.weights.cpu(), one.weights, atol=1e-4, rtol=1e-4)
+
+
+def test_detection_is_the_same_on_either_device(gpu):
+    weights, corrupted = torch.tensor([0.1, 0.4, 0.0, 0.5]), torch.tensor([True, False, True, False])
+    figures = []
+    for given in (weights, weights.to(DEVICE)):
+        detection = Detection(0.4)
+        detection.add(given, corrupted)
+        figures.append(detection.figures())
+    assert figures[0] == figures[1]
+    assert figures[0]["detection_auroc"] == 1
 
 
 @pytest.mark.parametrize("shapley", ["surrogate", "permutation", "exact"])

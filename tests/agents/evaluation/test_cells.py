@@ -16,6 +16,7 @@ from agents.trust_net import TrustNet
 from fl_core import Federation
 from fl_core.aggregation import Rule, register_rule
 from fl_core.aggregation.base import _RULES
+from optigrad_env import TRAIN_ATTACKS
 
 Row = dict[str, Any]
 
@@ -146,6 +147,23 @@ def test_learning_curves_have_few_points_and_always_the_last_rounds(rounds: int)
     assert points[0] == 0
     assert points[-3:] == [rounds - 3, rounds - 2, rounds - 1]
     assert len(points) <= 23
+
+
+def test_features_that_an_attack_computes_are_no_cost_of_the_rule(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(rules=("fedavg", "shapley"), attacks=("feature_box",), malicious_fractions=(0.4,), rounds=3)
+    costs = {row["rule"]: row["feature_seconds"] for row in run_cell(grid, grid.cells()[0]).timings}
+    assert costs["fedavg"] == 0
+    assert costs["shapley"] > 0
+
+
+def test_rules_that_were_fitted_to_attacks_have_seen_them(make_grid: Callable[..., Grid]) -> None:
+    grid = make_grid(rules=("logistic", "nnm+feature_weights", "shapley"), attacks=("sign_flip", "alie"), rounds=3)
+    seen = {one.label: one.seen for one in grid.contestants(grid.env_ids[0])}
+    assert seen["logistic"] == seen["nnm+feature_weights"] == TRAIN_ATTACKS
+    assert seen["shapley"] == seen["oracle"] == ()
+    rows = [row for result in run_grid(grid) for row in result.rows]
+    fitted = {row["attack"]: row["seen"] for row in select(rows, rule="logistic")}
+    assert fitted == {"none": False, "sign_flip": True, "alie": False}
 
 
 def test_a_policy_that_has_seen_an_attack_says_so_in_its_row(make_grid: Callable[..., Grid], tmp_path: Path) -> None:

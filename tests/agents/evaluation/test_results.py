@@ -83,6 +83,21 @@ def test_half_a_row_at_the_tail_is_dropped_with_a_warning_and_its_cell_run_again
     assert (tmp_path / "results.csv").read_bytes() == complete
 
 
+@pytest.mark.parametrize("table", ["results.csv", "timings.csv"])
+def test_half_of_a_cells_first_row_is_cut_off_before_the_next_is_written(
+    tmp_path: Path, grid: Grid, results: list[CellResult], table: str
+) -> None:
+    complete = filled(tmp_path, grid, results)
+    path, own = tmp_path / table, len(results[-1].rows)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:-own]) + lines[-own][:20])
+    with pytest.warns(UserWarning, match=rf"{table}: 1 damaged row"), open_directory(tmp_path, grid) as directory:
+        assert directory.missing() == [results[-1].cell]
+        directory.add(results[-1])
+        directory.finish([])
+    assert (tmp_path / "results.csv").read_bytes() == complete
+
+
 def test_a_tail_that_ends_with_a_whole_row_costs_its_cell_too(
     tmp_path: Path, grid: Grid, results: list[CellResult]
 ) -> None:
