@@ -16,7 +16,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.distributions import DISTRIBUTIONS
 from agents.off_policy import NO_GAUSSIAN, OffPolicyAttentionPolicy
-from agents.policies import AttentionPolicy
+from agents.policies import AttentionPolicy, architecture_of
+from agents.trust_net import Architecture, TrustNet
 from fl_core.registry import check_known
 
 HYPERPARAMS = Path(__file__).parent / "hyperparams"
@@ -59,6 +60,11 @@ class Hyperparams:
     n_envs: int
     noise_std: float
     constructor: dict[str, Any]
+
+    @property
+    def architecture(self) -> Architecture:
+        """Sizes of the network."""
+        return architecture_of((self.constructor.get("policy_kwargs") or {}).get("architecture"))
 
 
 def algorithm_names() -> list[str]:
@@ -159,6 +165,13 @@ def make_algorithm(
         return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
     except TypeError as error:
         raise ValueError(f"{hyperparams or HYPERPARAMS / f'{name}.yml'} does not fit {name}: {error}") from error
+
+
+def start_from(model: Any, policy: TrustNet) -> None:
+    """Puts a trained policy of the same architecture into a fresh algorithm, its value head included; in place."""
+    model.policy.trust_net.load_state_dict(policy.state_dict())
+    if isinstance(model, OffPolicyAlgorithm):
+        model.policy.follow()  # type: ignore[operator]
 
 
 def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int) -> dict[str, int]:

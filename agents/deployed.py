@@ -185,6 +185,10 @@ class TrustAggregator(TrustRule):
         given: TrustWeighting | None = self.weighting
         object.__setattr__(self, "weighting", given or weighting_of(self.policy))
 
+    def __deepcopy__(self, memo: dict[int, object]) -> "TrustAggregator":
+        """Another one around the same policy, which is frozen: an attack that tries out a rule copies it each time."""
+        return TrustAggregator(self.policy, self.weighting)
+
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:
         """See ``TrustRule.trust``. The policy sees rejected clients too, at their worst, as it did in training."""

@@ -5,8 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.algorithms import check_algorithm, check_distribution, read_hyperparams
+from agents.algorithms import Hyperparams, check_algorithm, check_distribution, read_hyperparams
 from agents.console import LOG_FORMATS
+from agents.deployed import load_policy
 from agents.run_directory import read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
@@ -35,8 +36,8 @@ class TrainingSettings:
     hyperparams: Path | None = None
     """Settings of the algorithm, a YAML file in rl_zoo3's form; by default agents/hyperparams/ALGO.yml."""
     timesteps: int = 20_000
-    """Federated rounds to learn from, over all environments, rounded up to whole rollouts of at most 512; those of the
-    warm start are extra."""
+    """Federated rounds to learn from, over all environments, rounded up to whole rollouts, which the algorithm's
+    settings say the length of; those of the warm start are extra."""
     n_envs: int = 2
     """Environments, each with root data of its own, shared out over one process a core: more are more diverse."""
     num_clients: int | None = None
@@ -56,7 +57,9 @@ class TrainingSettings:
     """Continue the run in --run-dir, however it ended; its settings need not be said again. --timesteps may be more."""
     overwrite: bool = False
     """Delete the run in --run-dir first."""
-    warm_start: Literal["clone+gradient", "clone", "none"] = "clone+gradient"
+    start_from: str | None = None
+    """Policy to begin with, a run directory or the name of one that ships; with --warm-start gradient or none."""
+    warm_start: Literal["clone+gradient", "gradient", "clone", "none"] = "clone+gradient"
     """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
@@ -82,10 +85,12 @@ class TrainingSettings:
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)
         check_known("log format", [self.log_format], LOG_FORMATS)
-        read_hyperparams(self.algo, self.env_id, warm_started=self.warm_started, file=self.hyperparams)
+        settings = read_hyperparams(self.algo, self.env_id, warm_started=self.refines, file=self.hyperparams)
+        if self.start_from is not None:
+            self._check_start(self.start_from, settings)
         if not self.warm_start_length > 0:
             raise ValueError(f"warm-start-length must be greater than 0, got {self.warm_start_length}")
-        if make_scenarios(self.scenarios).roots > 1 and self.warm_start == "clone+gradient":
+        if make_scenarios(self.scenarios).roots > 1 and self.warm_start.endswith("gradient"):
             raise ValueError(
                 f"scenarios {self.scenarios!r} draw other root data in every episode, and the gradient through the "
                 "aggregation scores recorded rounds with one: give --warm-start clone or none"
@@ -96,10 +101,26 @@ class TrainingSettings:
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {self.seed}")
 
+    def _check_start(self, path: str, settings: Hyperparams) -> None:
+        if self.warm_start.startswith("clone"):
+            raise ValueError(
+                f"start-from {path}: cloning would overwrite what this policy has learned; "
+                "give --warm-start gradient or none"
+            )
+        sizes = load_policy(path).architecture
+        wanted = settings.architecture
+        if sizes != wanted:
+            raise ValueError(f"start-from {path}: this policy has {sizes}, the algorithm's settings ask for {wanted}")
+
     @property
     def warm_started(self) -> bool:
         """Whether there is a warm start."""
         return self.warm_start != "none"
+
+    @property
+    def refines(self) -> bool:
+        """Whether the algorithm gets a policy that knows something already."""
+        return self.warm_started or self.start_from is not None
 
     def config(self) -> dict[str, Any]:
         """What makes the run what it is, as JSON has it."""

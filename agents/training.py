@@ -15,12 +15,12 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from agents.algorithms import make_algorithm
+from agents.algorithms import make_algorithm, start_from
 from agents.callbacks import Figures, FixedScenarioEvaluation, ProgressBar, RoundCurves, Saving, save_model
 from agents.checkpoint import CHECKPOINT, Checkpoint, read, restore
 from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
-from agents.deployed import save_policy
+from agents.deployed import load_policy, read_card, save_policy
 from agents.environments import base_env, given_settings, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run, read_config
 from agents.settings import TrainingSettings
@@ -107,6 +107,8 @@ def _run(
     federation: dict[str, Any],
 ) -> Summary:
     model = _model(settings, envs, saved)
+    if saved is None and settings.start_from is not None:
+        start_from(model, load_policy(settings.start_from))
     model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
     done = 0 if saved is None else model.num_timesteps
     keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), evaluation_env)
@@ -158,7 +160,7 @@ def _model(settings: TrainingSettings, envs: VecEnv, saved: Checkpoint | None) -
         envs,
         seed=settings.seed,
         timesteps=settings.timesteps,
-        warm_started=settings.warm_started,
+        warm_started=settings.refines,
         distribution=settings.distribution,
         env_id=settings.env_id,
         hyperparams=settings.hyperparams,
@@ -181,10 +183,20 @@ def _provenance(settings: TrainingSettings, directory: Path, evaluation_env: gym
         "algorithm": settings.algo,
         "warm_start": settings.warm_start,
         "num_clients": env.federation.config.num_clients,
-        "attacks_seen": [name for name in env.scenarios.attacks if name != "none"],
+        **_seen(settings, [name for name in env.scenarios.attacks if name != "none"]),
         "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
         "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "sb3-contrib")},
     }
+
+
+def _seen(settings: TrainingSettings, attacks: list[str]) -> dict[str, Any]:
+    """Attacks of this run and of the one that it started from; nothing where that one's card does not say."""
+    if settings.start_from is None:
+        return {"attacks_seen": attacks}
+    before = read_card(settings.start_from)["provenance"]
+    seen = before.get("attacks_seen")
+    started = {"started_from": {"policy": settings.start_from, "command": before.get("command")}}
+    return started if seen is None else {**started, "attacks_seen": list(dict.fromkeys([*seen, *attacks]))}
 
 
 def _policy_keeper(model: Any, directory: Path, provenance: dict[str, Any], evaluation_env: gym.Env[Any, Any]) -> Any:

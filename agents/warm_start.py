@@ -5,7 +5,8 @@
    ``w + Σ wᵢ·clip(Δᵢ) + w₀·reference`` backpropagates through the aggregation to the policy. The value head learns the
    gap at the same time, so that reinforcement learning starts with a critic that has seen its reward.
 
-The second stage can be left out; then the value head alone learns the gap of the cloned policy.
+The second stage can be left out; then the value head alone learns the gap of the cloned policy. So can the first, for a
+policy that has been trained before.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +32,7 @@ from optigrad_env.wrappers import RecordedRound
 __all__ = ["KINDS", "Progress", "Recording", "WarmStart", "mixed_behaviour", "record", "warm_start"]
 
 # What ``--warm-start`` accepts.
-KINDS = ("clone+gradient", "clone", "none")
+KINDS = ("clone+gradient", "gradient", "clone", "none")
 
 
 @dataclass(frozen=True)
@@ -110,11 +111,11 @@ def warm_start(
         settings: Lengths of the stages.
         seed: Seed of behaviour and batches.
         progress: Called with the number of units done: rounds and steps alike.
-        kind: ``"clone+gradient"``, or ``"clone"`` for the first stage alone.
+        kind: ``"clone+gradient"``, or one of the two for that stage alone.
         keep: Is given every transition of the recorded rounds.
 
     Returns:
-        Figures of the stages on the recorded rounds: cloning loss, oracle gap after each stage.
+        Figures of the stages on the recorded rounds: cloning loss, oracle gap before and after the second stage.
 
     Raises:
         ValueError: Unknown kind.
@@ -123,9 +124,11 @@ def warm_start(
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     half = settings.rounds // 2
     recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress, keep)
-    cloning_loss = clone(policy, recordings, settings, rng, progress)
+    figures = {}
+    if kind != "gradient":
+        figures["cloning_loss"] = clone(policy, recordings, settings, rng, progress)
     recordings += record(envs, federations, settings.rounds - half, policy_behaviour(policy, rng), progress, keep)
-    figures = {"cloning_loss": cloning_loss, "gap_after_cloning": mean_gap(policy, recordings)}
+    figures["gap_before" if kind == "gradient" else "gap_after_cloning"] = mean_gap(policy, recordings)
     if kind == "clone":
         fit_value(policy, recordings, settings, rng, progress)
         return figures
@@ -135,8 +138,8 @@ def warm_start(
 
 def units(settings: WarmStart, kind: str) -> int:
     """What the progress of ``warm_start`` adds up to, for an even number of rounds."""
-    last = settings.gradient_steps if kind == "clone+gradient" else settings.value_steps
-    return settings.rounds + settings.clone_steps + last
+    first = 0 if kind == "gradient" else settings.clone_steps
+    return settings.rounds + first + (settings.value_steps if kind == "clone" else settings.gradient_steps)
 
 
 def clone(

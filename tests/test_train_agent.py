@@ -18,9 +18,11 @@ import train_agent
 from agents import load_policy, training
 from agents.algorithms import HYPERPARAMS, algorithm_names
 from agents.callbacks import RoundCurves
-from agents.deployed import read_card
+from agents.deployed import read_card, save_policy
 from agents.environments import make_env
 from agents.settings import TrainingSettings
+from agents.trust_net import Architecture, TrustNet
+from optigrad_env.scenarios import TRAIN_ATTACKS
 from train_agent import main, parse
 
 ROOT = Path(train_agent.__file__).parent
@@ -340,3 +342,58 @@ def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
     ]
     assert answer.stdout == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_can_start_from_a_trained_policy_and_says_so(arguments: TrainingSettings, tmp_path: Path) -> None:
+    main(replace(arguments, run_dir=tmp_path / "first"))
+    first = load_policy(tmp_path / "first")
+    # A learning rate of nearly nothing: what is saved is what it started from.
+    still = tmp_path / "still.yml"
+    still.write_text("default: {policy: p, n_envs: 1, n_steps: 8, batch_size: 8, learning_rate: 1.0e-12}")
+    again = replace(arguments, start_from=str(tmp_path / "first"), hyperparams=still)
+    assert main(again) == 0
+    for name, value in load_policy(arguments.run_dir).state_dict().items():
+        torch.testing.assert_close(value, first.state_dict()[name], msg=name)
+    provenance = read_card(arguments.run_dir)["provenance"]
+    assert provenance["started_from"]["policy"] == str(tmp_path / "first")
+    assert set(TRAIN_ATTACKS) <= set(provenance["attacks_seen"])
+
+
+def test_what_the_first_policy_has_seen_counts_and_if_nobody_knows_nothing_is_said(
+    arguments: TrainingSettings, tmp_path: Path
+) -> None:
+    for name, facts in (("told", {"attacks_seen": ["alie"]}), ("untold", {})):
+        save_policy(TrustNet(), tmp_path / name, provenance=facts)
+        main(replace(arguments, start_from=str(tmp_path / name), overwrite=True))
+        seen = read_card(arguments.run_dir)["provenance"].get("attacks_seen")
+        assert seen == (["alie", *TRAIN_ATTACKS] if facts else None)
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "words"),
+    [
+        ("policy", "clone", "cloning would overwrite"),
+        ("policy", "clone+gradient", "cloning would overwrite"),
+        ("small", "none", "width=16"),
+        ("nowhere", "none", "no shipped policy"),
+    ],
+)
+def test_a_policy_that_cannot_be_started_from_is_refused_before_anything_is_written(
+    path: str, kind: Any, words: str, arguments: TrainingSettings, tmp_path: Path
+) -> None:
+    save_policy(TrustNet(), tmp_path / "policy")
+    save_policy(TrustNet(Architecture(width=16)), tmp_path / "small")
+    given = path if path == "nowhere" else str(tmp_path / path)
+    with pytest.raises(ValueError, match=words):
+        main(replace(arguments, start_from=given, warm_start=kind))
+    assert not arguments.run_dir.exists()
+
+
+def test_the_gradient_alone_trains_a_policy_that_knows_something(
+    arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
+    monkeypatch.setattr(training, "WarmStart", lambda: lengths)
+    save_policy(TrustNet(), tmp_path / "policy")
+    assert main(replace(arguments, start_from=str(tmp_path / "policy"), warm_start="gradient")) == 0
+    assert read_card(arguments.run_dir)["provenance"]["warm_start"] == "gradient"

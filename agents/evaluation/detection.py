@@ -9,7 +9,6 @@ from math import isnan
 
 import numpy as np
 import torch
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 # Best balanced accuracy of python benchmarks/detection_threshold.py (results/detection_threshold.csv), which is flat
@@ -46,7 +45,7 @@ class Detection:
         self._malicious += int(corrupted.sum())
         self._honest += int((~corrupted).sum())
         if bool(corrupted.any()) and not bool(corrupted.all()):
-            self._aurocs.append(float(roc_auc_score((~corrupted).numpy(), weights.numpy())))
+            self._aurocs.append(auroc(weights[~corrupted], weights[corrupted]))
             total = float(weights.sum())
             self._shares.append(float(weights[~corrupted].sum()) / total if total > 0 else float("nan"))
 
@@ -60,6 +59,16 @@ class Detection:
             "false_positive_rate": _share(self._flagged_honest, self._honest),
             "honest_weight_share": _mean(self._shares),
         }
+
+
+def auroc(positive: Tensor, negative: Tensor) -> float:
+    """Share of pairs of one of ``positive`` (A,) and one of ``negative`` (B,) in which the former is greater.
+
+    Ties count half: the Mann-Whitney statistic, which is the area under the ROC curve. Both must hold a value. Every
+    round of every run needs one: scikit-learn's takes 4 ms, as long as all else that is scored in a round of digits.
+    """
+    difference = positive[:, None] - negative
+    return float((difference > 0).double().mean() + (difference == 0).double().mean() / 2)
 
 
 def flag(weights: Tensor, threshold: float) -> Tensor:

@@ -111,8 +111,8 @@ class ResultsDirectory:
         overwrite: Delete the results that are there.
 
     Raises:
-        ResultsError: It holds results of another grid (the message says which setting differs), or of nobody knows
-            which, or another process is writing to it.
+        ResultsError: It holds results of another grid (the message says which setting differs; more seeds are not another
+            grid), or of nobody knows which, or another process is writing to it.
     """
 
     def __init__(
@@ -196,7 +196,9 @@ class ResultsDirectory:
             raise ResultsError(f"{path} is damaged: {error!r}; give --overwrite to start again") from error
         new = json.loads(json.dumps(grid))
         changed = [name for name in [*new, *(set(old) - set(new))] if old.get(name) != new.get(name)]
-        if changed:
+        if changed == ["seeds"] and set(old["seeds"]) <= set(new["seeds"]):  # what is there stays what it is
+            write_json(path, {"grid": grid})
+        elif changed:
             differences = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
             raise ResultsError(
                 f"{self.path} holds results of another grid ({differences}); give another --out, or --overwrite to "

@@ -2,6 +2,7 @@
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from sklearn.cluster import AgglomerativeClustering
@@ -48,12 +49,37 @@ class _Encoder:
         return ((rows[:, self.coordinates] - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST)
 
 
+@dataclass(frozen=True, eq=False)
+class _Training:
+    """Encoders that are trained when they are asked for the first time.
+
+    A copy of a rule shares them: an attack that asks what the rule would do with other updates of this round would
+    otherwise train the same ones for each of its questions.
+
+    Attributes:
+        rule: Whose settings.
+        rows: (R, pool) float64, updates of earlier rounds.
+        generator: Source of coordinates, initial weights and views; read once.
+    """
+
+    rule: "FLGuard"
+    rows: Tensor
+    generator: torch.Generator
+
+    @cached_property
+    def encoders(self) -> tuple[_Encoder, ...]:
+        return self.rule.train(self.rows, self.generator)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Training":
+        return self
+
+
 @dataclass(eq=False)
 class _Past:
     pool: Tensor | None = None
     rows: deque[Tensor] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
-    encoders: tuple[_Encoder, ...] = ()
-    trained: int | None = None
+    training: _Training | None = None
+    trained: int = 0
 
 
 @register_rule("flguard")
@@ -75,7 +101,7 @@ class FLGuard(Rule):
     clients. The representations are clustered as they are, without a principal component analysis between. Of a model
     with more than 65,536 parameters a random pool of so many is looked at.
 
-    Training takes most of the time: every fifth round, and in the first one, where only that round's updates are there.
+    Training takes most of the time: in the first round, on that round's updates, and then after every fifth.
 
     Attributes:
         coordinates: Inputs of each encoder; of a smaller model all.
@@ -117,23 +143,24 @@ class FLGuard(Rule):
         if past.pool is None:
             past.pool = torch.randperm(size, generator=generator)[:_POOL] if size > _POOL else torch.arange(size)
         rows = view.accepted[:, past.pool].double().cpu()
-        if past.trained is None or view.round - past.trained >= _ROUNDS:
-            self._train(torch.cat([*past.rows]) if past.rows else rows, generator)
-            past.trained = view.round
         past.rows.append(rows)
+        if past.training is None:
+            past.training, past.trained = _Training(self, rows, generator), view.round
         lengths = norms(view.accepted).cpu()
         kept = torch.ones(len(rows), dtype=torch.bool)
-        for encoder in past.encoders:
+        for encoder in past.training.encoders:
             kept &= _larger_half(encoder(rows), lengths)
+        if view.round + 1 - past.trained >= _ROUNDS:
+            past.training, past.trained = _Training(self, torch.cat([*past.rows]), generator), view.round + 1
         return mean_of(view, kept)
 
-    def _train(self, rows: Tensor, generator: torch.Generator) -> None:
-        """Both encoders on rows (R, pool) of earlier rounds."""
+    def train(self, rows: Tensor, generator: torch.Generator) -> tuple[_Encoder, ...]:
+        """Both encoders, trained on rows (R, pool) of earlier rounds."""
         count = min(self.coordinates, rows.shape[1])
         variance = rows.var(dim=0, correction=0)
         # A coordinate that never moves is a dead parameter: its variance is low, and it says nothing.
         moving = torch.where(variance > 0, variance, float("inf"))
-        self._past.encoders = (
+        return (
             self._encoder(rows, torch.randperm(rows.shape[1], generator=generator)[:count], generator),
             self._encoder(rows, moving.argsort(stable=True)[:count], generator),
         )

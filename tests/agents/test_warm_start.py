@@ -310,5 +310,5 @@ def test_fitting_the_value_moves_nothing_but_the_value_head_and_comes_closer_to_
 def test_an_unknown_kind_of_warm_start_is_refused_with_the_list(
     kind: str, recording_envs: MakeEnvs, policy: TrustNet
 ) -> None:
-    with pytest.raises(ValueError, match=rf"'{kind}'; there are: clone\+gradient, clone"):
+    with pytest.raises(ValueError, match=rf"'{kind}'; there are: clone\+gradient, gradient, clone"):
         warm_start(policy, *recording_envs(0), WarmStart(), 0, quiet, kind=kind)

@@ -134,11 +134,23 @@ def test_a_cell_of_which_a_rule_failed_is_run_again_and_the_failure_recorded(
     assert (tmp_path / "results.csv").read_bytes() == filled(tmp_path / "whole", grid, results)
 
 
+def test_more_seeds_are_run_beside_those_that_are_there_and_fewer_are_another_grid(
+    tmp_path: Path, grid: Grid, results: list[CellResult], make_grid: Callable[..., Grid]
+) -> None:
+    filled(tmp_path, grid, results)
+    more = make_grid(rules=("fedavg", "median", "shapley"), features=True, seeds=(1, 0))
+    expected = {cell: [one.label for one in more.contestants(cell.env_id)] for cell in more.cells()}
+    with ResultsDirectory(tmp_path, more.to_json(), expected) as directory:
+        assert {cell.seed for cell in directory.missing()} == {1}
+    with pytest.raises(ResultsError, match=r"seeds was \[1, 0\], is \[0\]"):
+        ResultsDirectory(tmp_path, grid.to_json(), {})
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"rounds": 5}, "rounds was 4, is 5"),
-        ({"seeds": (0, 1)}, r"seeds was \[0\], is \[0, 1\]"),
+        ({"seeds": (1, 2)}, r"seeds was \[0\], is \[1, 2\]"),
         ({"attacks": ("alie",)}, "attacks was"),
         ({"settings": {"learning_rate": 0.5}}, "settings was"),
         ({"num_clients": (6,)}, "num_clients was"),

@@ -1,12 +1,13 @@
 """FLGuard: whom it keeps in rounds made by hand, and the parts that it is made of."""
 
+import copy
 import math
 
 import pytest
 import torch
 
 from fl_core.aggregation import ServerView, make_rule
-from fl_core.aggregation.contrastive import nt_xent
+from fl_core.aggregation.contrastive import FLGuard, nt_xent
 
 
 def round_of(honest: int, malicious: int, seed: int, size: int = 120) -> torch.Tensor:
@@ -41,13 +42,31 @@ def test_flguard_is_the_mean_of_a_single_client():
 
 
 def test_flguard_trains_on_the_last_five_rounds_and_anew_after_five():
-    rule, trained = make_rule("flguard"), []
+    rule, used, trained_on = make_rule("flguard"), [], []
     for number in range(11):
-        before = rule._past.encoders
+        due = rule._past.training
         rule(ServerView(round_of(7, 3, seed=number), round=number))
-        trained.append(rule._past.encoders is not before)
-    assert [number for number, anew in enumerate(trained) if anew] == [0, 5, 10]
+        used.append(due if due is not None else rule._past.training)
+        trained_on.append(len(used[-1].rows))
+    assert [number for number in range(1, 11) if used[number] is not used[number - 1]] == [5, 10]
+    assert trained_on == [10] * 5 + [50] * 6
     assert [len(rows) for rows in rule._past.rows] == [10] * 5
+
+
+def test_what_an_adversary_tries_out_trains_nothing_anew_and_changes_nothing(monkeypatch):
+    """It asks copies; in a round whose encoders are due they are trained once for all of them."""
+    alone, asked = make_rule("flguard"), make_rule("flguard")
+    for number in range(5):
+        for rule in (alone, asked):
+            rule(ServerView(round_of(7, 3, seed=number), round=number))
+    trainings = []
+    train = FLGuard.train
+    monkeypatch.setattr(FLGuard, "train", lambda *given: trainings.append(given) or train(*given))
+    for seed in range(3):
+        copy.deepcopy(asked)(ServerView(round_of(7, 3, seed=100 + seed), round=5))
+    assert len(trainings) == 1
+    now = ServerView(round_of(7, 3, seed=5), round=5)
+    assert torch.equal(asked(now).update, alone(now).update)
 
 
 def test_one_encoder_sees_the_coordinates_of_least_variance_that_move_at_all():
@@ -56,7 +75,7 @@ def test_one_encoder_sees_the_coordinates_of_least_variance_that_move_at_all():
     updates[:, 10:20] = 0.01 * torch.randn(10, 10, generator=torch.Generator().manual_seed(1))
     rule = make_rule("flguard", coordinates=10)
     rule(ServerView(updates))
-    random, low = (encoder.coordinates for encoder in rule._past.encoders)
+    random, low = (encoder.coordinates for encoder in rule._past.training.encoders)
     assert sorted(low.tolist()) == list(range(10, 20))
     assert sorted(random.tolist()) != list(range(10, 20))
     assert len(random.unique()) == 10
