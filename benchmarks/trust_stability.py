@@ -1,0 +1,117 @@
+"""How steady the weights of a rule are over the rounds, from the curves of a benchmark's cells.
+
+`python benchmarks/trust_stability.py results/held_out` reads `curves/` there and writes `results/trust_stability.csv`:
+a row per rule, heterogeneity and attack, means over the cells. Only rounds with an attack count; all, where there is
+none.
+"""
+
+import csv
+import io
+import itertools
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import tyro
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from agents.evaluation.detection import auroc
+from agents.evaluation.grid import Cell
+from agents.statistics import read_results
+from fl_core.files import write_atomically
+
+FIRST, LAST = slice(0, 5), slice(-5, None)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Which results, and where to."""
+
+    results: Annotated[Path, tyro.conf.Positional]
+    """Results directory with `results.csv` and `curves/`."""
+    rules: tuple[str, ...] = ("optigradtrust", "shapley", "fltrust", "logistic", "anchored_oracle")
+    """Rules that give weights."""
+    out: Path = Path("results/trust_stability.csv")
+    """Where the rows go."""
+
+
+def figures(weights: NDArray[np.float64], corrupted: NDArray[np.bool_]) -> dict[str, float]:
+    """Of one run's weights (T, N) and who attacked when (T, N).
+
+    Returns:
+        ``rank_correlation``: Spearman's of the clients' weights in a round and the next; NaN where all are equal.
+        ``change``: mean absolute change of a client's weight from a round to the next, in units of the mean weight.
+        ``auroc_first``, ``auroc_last``, ``honest_share_first``, ``honest_share_last``: means over five rounds.
+    """
+    pairs = [(a, b) for a, b in itertools.pairwise(weights) if np.ptp(a) > 0 and np.ptp(b) > 0]
+    found = {
+        "rank_correlation": float(np.mean([spearmanr(a, b).statistic for a, b in pairs])) if pairs else float("nan"),
+        "change": float(np.abs(np.diff(weights, axis=0)).mean() / weights.mean()),
+    }
+    for name, part in (("first", FIRST), ("last", LAST)):
+        rounds = [(w, c) for w, c in zip(weights[part], corrupted[part], strict=True) if c.any() and not c.all()]
+        aurocs = [auroc(torch.from_numpy(w[~c]), torch.from_numpy(w[c])) for w, c in rounds]
+        shares = [float(w[~c].sum() / w.sum()) for w, c in rounds if w.sum() > 0]
+        found |= {f"auroc_{name}": _mean(aurocs), f"honest_share_{name}": _mean(shares)}
+    return found
+
+
+def main(arguments: Arguments) -> None:
+    """Reads every cell, prints a summary and writes the table."""
+    curves = {path.stem: path for path in (arguments.results / "curves").glob("*.npz")}
+    if not curves:
+        sys.exit(f"{arguments.results / 'curves'} holds no curves: run evaluate.py --out {arguments.results}")
+    found: dict[tuple[str, str, str], list[dict[str, float]]] = {}
+    for row in read_results(arguments.results / "results.csv"):
+        if row["rule"] not in arguments.rules:
+            continue
+        with np.load(curves[_cell_name(row)]) as arrays:
+            weights = arrays[f"{row['rule']}/weights"].astype(np.float64)
+            attacked = arrays["corrupted"].any(axis=1)
+            rounds = attacked if attacked.any() else np.ones(len(weights), dtype=bool)
+            of_run = figures(weights[rounds], arrays["corrupted"][rounds])
+        found.setdefault((row["rule"], row["heterogeneity"], row["attack"]), []).append(of_run)
+    rows = [
+        {
+            **dict(zip(("rule", "heterogeneity", "attack"), key, strict=True)),
+            **{name: round(_mean([run[name] for run in runs]), 4) for name in runs[0]},
+            "runs": len(runs),
+        }
+        for key, runs in found.items()
+    ]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(arguments.out, text.getvalue().encode())
+    names = [name for name in rows[0] if name not in ("rule", "heterogeneity", "attack", "runs")]
+    for rule in arguments.rules:
+        for kind in dict.fromkeys(row["heterogeneity"] for row in rows):
+            mine = [
+                row for row in rows if (row["rule"], row["heterogeneity"]) == (rule, kind) and row["attack"] != "none"
+            ]
+            print(rule, kind, {name: round(_mean([row[name] for row in mine]), 3) for name in names})
+
+
+def _cell_name(row: dict[str, Any]) -> str:
+    return Cell(
+        row["env_id"],
+        int(row["num_clients"]),
+        row["heterogeneity"],
+        row["attack"],
+        row["malicious_fraction"],
+        int(row["seed"]),
+    ).name
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
