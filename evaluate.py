@@ -15,6 +15,7 @@ from tqdm import tqdm
 from agents.evaluation.benchmark import Benchmark
 from agents.evaluation.configuration import make_grid, read_config, read_preset
 from agents.evaluation.estimate import estimate_seconds, show_seconds
+from agents.evaluation.execution import check_ray
 from agents.evaluation.report.tables import to_rich
 from agents.evaluation.results import FAILURES
 
@@ -86,6 +87,8 @@ def main(arguments: Arguments) -> int:
     """Runs the benchmark, prints the table, and returns the exit status: 1 if a run failed, 130 after Ctrl-C."""
     if arguments.workers < 1:
         raise ValueError(f"workers must be at least 1, got {arguments.workers}")
+    if arguments.ray is not None:
+        check_ray(arguments.ray)
     grid = make_grid(*_layers(arguments))
     command = shlex.join(["python", *sys.argv])
     benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.cell)

@@ -106,8 +106,7 @@ def _end_with_parent() -> None:
 
 def _on_ray(grid: Grid, cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
     """One task a cell, one core each. Data sets and policies are read where the task runs, by the same paths."""
-    ray = _import_ray()
-    _check_reachable(address)
+    ray = check_ray(address)
     try:
         ray.init(address=address, log_to_driver=False)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -134,19 +133,20 @@ def _run_on_ray(grid: Grid, cell: Cell) -> CellResult:
     return run_cell(grid, cell)
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself waits for minutes for a cluster that is not there."""
+def check_ray(address: str) -> Any:
+    """Ray, if it is installed and the address answers: Ray itself waits for minutes for a cluster that is not there.
+
+    Raises:
+        ValueError: It is not installed, or nobody answers.
+    """
+    try:
+        import ray  # noqa: PLC0415  (an optional extra)
+    except ImportError as error:
+        raise ValueError("--ray needs Ray, which is not installed: pip install 'optigradtrust[ray]'") from error
     found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
     if found:
         try:
             socket.create_connection((found[1], int(found[2])), timeout=10).close()
         except OSError as error:
             raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
-
-
-def _import_ray() -> Any:
-    try:
-        import ray  # noqa: PLC0415  (an optional extra)
-    except ImportError as error:
-        raise ValueError("--ray needs Ray, which is not installed: pip install 'optigradtrust[ray]'") from error
     return ray

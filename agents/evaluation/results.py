@@ -111,7 +111,7 @@ class ResultsDirectory:
         overwrite: Delete the results that are there.
 
     Raises:
-        ResultsError: It holds results of another grid (the message says which setting differs; more seeds are not another
+        ResultsError: It holds results of another grid (the message says which setting differs; more seeds are no other
             grid), or of nobody knows which, or another process is writing to it.
     """
 

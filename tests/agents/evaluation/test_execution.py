@@ -115,6 +115,12 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(make_grid: Callable[..., Gr
     assert "refused no Ray cluster at '127.0.0.1:1'" in done.stdout
 
 
+def test_the_estimate_counts_what_attacks_that_search_add_to_a_round(make_grid: Callable[..., Grid]) -> None:
+    cheap, dear = (make_grid(attacks=("alie", name), rounds=10) for name in ("ipm", "feature_box"))
+    # 60 questions a round, each a fingerprint, to every rule of the grid: more than ten times a round of this size.
+    assert estimate_seconds(dear, dear.cells(), 1) > 3 * estimate_seconds(cheap, cheap.cells(), 1)
+
+
 def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_workers(
     make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
