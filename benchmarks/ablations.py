@@ -46,7 +46,7 @@ class Arguments:
     """What to compare."""
     seeds: int = 3
     """Seeds, from 0 upwards."""
-    warm_start_length: float = 2.0
+    warm_start_length: float = 1.0
     """Length of the warm start, in units of the usual one."""
     timesteps: int = 8192
     """Time steps of PPO from scratch."""

@@ -9,11 +9,10 @@ import yaml
 
 from agents.evaluation.grid import Grid, parse_attack
 from agents.evaluation.plugins import read_plugin
-from agents.evaluation.policies import SHIPPED, shipped_policy
+from agents.evaluation.policies import SHIPPED
 from fl_core.attacks import Knowledge, attack_names, make_attack
 from fl_core.config import federation_settings
 from fl_core.registry import check_known
-from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import attack_set
 
 # The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill.
@@ -53,19 +52,13 @@ def preset_names() -> list[str]:
 
 
 def read_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset. ``policies: [shipped]`` in it is left out where no policy is shipped yet.
+    """The settings of a preset.
 
     Raises:
         ValueError: Unknown preset.
     """
     check_known("preset", [name], preset_names())
-    content = _parse(f"preset {name}", (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
-    if SHIPPED in content.get("policies", []):
-        ids = content.get("env_id", list(Grid.env_ids))
-        sets = [ENVIRONMENTS[env_id]["dataset"] for env_id in ids]
-        if not any(map(shipped_policy, sets)):
-            content["policies"] = [policy for policy in content["policies"] if policy != SHIPPED]
-    return content
+    return _parse(f"preset {name}", (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8"))
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -84,10 +77,14 @@ def read_config(path: Path) -> dict[str, Any]:
 def make_grid(*layers: Mapping[str, Any]) -> Grid:
     """A grid from settings by the names of flags; later layers win, ``None`` is left unsaid, ``settings`` are merged.
 
+    Where no layer says what to compare, it is the shipped policy with the usual rules.
+
     Raises:
         ValueError: A value of the wrong type, or anything that ``Grid`` refuses.
     """
     merged: dict[str, Any] = dict(DEFAULTS)
+    if all(layer.get(name) is None for layer in layers for name in ("policies", "rules")):
+        merged["policies"] = [SHIPPED]
     for layer in layers:
         given = {name: value for name, value in layer.items() if value is not None}
         settings = {**merged.get("settings", {}), **given.get("settings", {})}

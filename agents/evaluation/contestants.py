@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from agents.deployed import TrustAggregator, load_policy
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED, ShuffledFeatures
-from agents.evaluation.policies import SHIPPED, PolicyFacts, locate_policy, policy_facts, policy_label, shipped_policy
+from agents.evaluation.policies import PolicyFacts, locate_policy, policy_facts, policy_label
 from fl_core.aggregation import Rule, TrustRule, make_rule, takes_num_byzantine
 from fl_core.aggregation.learned import FITTED, fitted
 from fl_core.config import FederationConfig
@@ -67,8 +67,6 @@ def contestants(
 ) -> tuple[Contestant, ...]:
     """Who takes part on one environment: policies, rules, references, and the controls after the one they belong to.
 
-    ``"shipped"`` is nobody where no policy is shipped for the data set; ``Grid`` refuses it if it is nobody anywhere.
-
     Raises:
         ValueError: A name is unknown or taken twice, or a policy cannot be loaded.
     """
@@ -76,7 +74,6 @@ def contestants(
     learned = [
         Contestant(policy_label(policy), policy=policy_facts(locate_policy(policy, config.dataset)))
         for policy in policies
-        if policy != SHIPPED or shipped_policy(config.dataset) is not None
     ]
     given = [Contestant(rule, rule, num_byzantine=num_byzantine) for rule in dict.fromkeys([*rules, *REFERENCES])]
     everybody = []

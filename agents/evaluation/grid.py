@@ -13,7 +13,6 @@ from agents.environments import base_env, make_env
 from agents.evaluation.contestants import Contestant, contestants
 from agents.evaluation.heterogeneity import parse_heterogeneity
 from agents.evaluation.plugins import Plugin
-from agents.evaluation.policies import SHIPPED, locate_policy, shipped_policy
 from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.config import FederationConfig
 from optigrad_env import TRAIN_ATTACKS
@@ -122,9 +121,6 @@ class Grid:
             plugin.load()
         labels = tuple(parse_heterogeneity(word).label for word in self.heterogeneities)
         object.__setattr__(self, "heterogeneities", labels)
-        sets = [self.config(env_id).dataset for env_id in self.env_ids]
-        if SHIPPED in self.policies and not any(map(shipped_policy, sets)):
-            locate_policy(SHIPPED, sets[0])
         for env_id in self.env_ids:
             self.contestants(env_id)
         for cell in self.cells():

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import agents
-from agents.deployed import WEIGHTS, load_policy, read_card
+from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card
 
 # "The policy that is shipped for this data set": one row in a table over several data sets.
 SHIPPED = "shipped"
 SHIPPED_LABEL = "optigradtrust"
+# For data sets that no policy was trained on.
+_USUAL = "fashion_mnist"
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,10 @@ class PolicyFacts:
     provenance: dict[str, Any]
 
 
-def shipped_policy(data_set: str) -> Path | None:
-    """Directory of the policy that comes with the package for a data set, if there is one."""
-    directory = Path(agents.__file__).parent / "pretrained" / data_set
-    return directory if (directory / WEIGHTS).is_file() else None
+def shipped_policy(data_set: str) -> Path:
+    """Directory of the policy that comes with the package for a data set: its own, else the one for the largest set."""
+    own = PRETRAINED / data_set
+    return own if (own / WEIGHTS).is_file() else PRETRAINED / _USUAL
 
 
 def policy_label(policy: str) -> str:
@@ -44,17 +45,8 @@ def policy_label(policy: str) -> str:
 
 
 def locate_policy(policy: str, data_set: str) -> str:
-    """Where a policy of a grid is, for a federation on this data set: what ``load_policy`` takes.
-
-    Raises:
-        ValueError: ``"shipped"``, and none is shipped for the data set.
-    """
-    if policy != SHIPPED:
-        return policy
-    directory = shipped_policy(data_set)
-    if directory is None:
-        raise ValueError(f"no policy is shipped for data set {data_set!r}; give --policies a run directory")
-    return str(directory)
+    """Where a policy of a grid is, for a federation on this data set: what ``load_policy`` takes."""
+    return str(shipped_policy(data_set)) if policy == SHIPPED else policy
 
 
 def policy_facts(source: str) -> PolicyFacts:

@@ -8,7 +8,7 @@ import pytest
 import agents.evaluation.policies as policies_module
 from agents.deployed import save_policy
 from agents.evaluation.configuration import make_grid, preset_names, read_config, read_preset
-from agents.evaluation.policies import SHIPPED_LABEL
+from agents.evaluation.policies import SHIPPED_LABEL, shipped_policy
 from agents.trust_net import TrustNet
 from optigrad_env import TRAIN_ATTACKS, held_out_attacks
 from optigrad_env.scenarios import attack_set
@@ -45,15 +45,23 @@ def test_the_adaptive_preset_has_the_colluding_forms_of_the_train_attacks() -> N
     assert {f"{name}:colluding=true" for name in TRAIN_ATTACKS} <= set(grid.attacks)
 
 
-def test_a_preset_takes_the_shipped_policy_as_soon_as_there_is_one(
+def test_the_shipped_policy_is_the_data_sets_own_or_the_one_for_the_largest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policies_module.agents, "__file__", str(tmp_path / "__init__.py"))
-    assert SHIPPED_LABEL not in make_grid(read_preset("quick")).labels()
-    save_policy(TrustNet(), tmp_path / "pretrained" / "digits", {"attacks_seen": ["sign_flip"]})
+    monkeypatch.setattr(policies_module, "PRETRAINED", tmp_path)
+    for name in ("digits", "fashion_mnist"):
+        save_policy(TrustNet(), tmp_path / name, {"attacks_seen": ["sign_flip"]})
+    assert shipped_policy("digits") == tmp_path / "digits"
+    assert shipped_policy("fashion_mnist") == shipped_policy("mnist") == tmp_path / "fashion_mnist"
     grid = make_grid(read_preset("quick"))
     assert grid.labels()[0] == SHIPPED_LABEL
     assert grid.seen_attacks() == {"sign_flip"}
+
+
+def test_unless_told_what_to_compare_it_is_the_shipped_policy_with_the_usual_rules() -> None:
+    assert make_grid({"seeds": 1}).policies == ("shipped",)
+    assert make_grid({"rules": ("krum",)}).policies == ()
+    assert make_grid({"policies": ("digits",)}).rules == make_grid({}).rules
 
 
 def test_later_layers_win_and_what_is_unsaid_stays(tmp_path: Path) -> None:

@@ -148,7 +148,6 @@ def test_a_policy_in_the_current_directory_has_a_name_all_the_same(
         ({"heterogeneities": ("even",)}, r"'even'.*iid"),
         ({"heterogeneities": ("label_skew_130",)}, r"label_skew_130.*100"),
         ({"policies": ("nowhere/at/all",)}, r"cannot read .*nowhere/at/all"),
-        ({"policies": ("shipped",)}, r"no policy is shipped for data set 'gaussian_clusters'"),
         ({"settings": {"clients": 5}}, r"'clients'.*num_clients"),
         ({"env_ids": ("OptiGrad/Nope-v0",)}, r"'OptiGrad/Nope-v0'.*OptiGrad/Digits-v0"),
         ({"num_clients": (10**6,)}, "num_clients=1000000"),

@@ -1,0 +1,53 @@
+"""The policies that ship with the package."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from agents import TrustAggregator, load_policy
+from agents.deployed import CARD, PRETRAINED, WEIGHTS, read_card, shipped_policies
+from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import Rule, make_rule
+from optigrad_env import TRAIN_ATTACKS
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
+
+MAKEFILE = (Path(__file__).parents[2] / "Makefile").read_text()
+
+
+def test_digits_and_fashion_mnist_ship() -> None:
+    assert {"digits", "fashion_mnist"} <= set(shipped_policies())
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_a_card_says_what_was_seen_and_by_which_committed_command(name: str) -> None:
+    provenance = read_card(name)["provenance"]
+    assert sorted(provenance["attacks_seen"]) == sorted(TRAIN_ATTACKS)
+    assert provenance["evaluation_split_seed"] == EVALUATION_SPLIT
+    assert min(provenance["split_seeds"]) == TRAINING_SPLITS
+    flags = provenance["command"].removeprefix("python train_agent.py ").split(" --run-dir ")[0]
+    assert flags in " ".join(MAKEFILE.replace("\\\n", " ").split())
+    assert "/" not in provenance["command"].replace("OptiGrad/", "").replace("runs/", "")
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_it_is_small_and_takes_any_number_of_clients(name: str) -> None:
+    assert (PRETRAINED / name / WEIGHTS).stat().st_size + (PRETRAINED / name / CARD).stat().st_size < 400_000
+    policy = load_policy(name)
+    for clients in (1, 7, 200):
+        trust = policy(torch.zeros(clients, 6))
+        assert trust.shape == (clients,)
+        assert bool(((trust > 0) & (trust < 1)).all())
+
+
+@pytest.mark.parametrize("attack", ["sign_flip", "scaling"])
+def test_on_validation_data_it_is_far_ahead_of_the_plain_mean_under_an_attack_it_knows(attack: str) -> None:
+    def accuracy(rule: Rule) -> float:
+        federation = Federation(configure(num_clients=10, split_seed=EVALUATION_SPLIT + 7))
+        federation.reset(Scenario(attack, 0.4, 0.5), entropy=3)
+        for _ in range(10):
+            federation.apply(rule(federation.local_round(rule).view).update)
+        metrics = federation.evaluate(torch.zeros(1, federation.layout.num_shared), "validation")
+        return float(metrics.accuracy[0])
+
+    assert accuracy(TrustAggregator(load_policy("digits"))) > accuracy(make_rule("fedavg")) + 0.1
