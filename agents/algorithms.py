@@ -63,7 +63,7 @@ class Hyperparams:
 
     @property
     def architecture(self) -> Architecture:
-        """Sizes of the network."""
+        """Sizes of the network; raises a ValueError for what is none."""
         return architecture_of((self.constructor.get("policy_kwargs") or {}).get("architecture"))
 
 
@@ -140,7 +140,7 @@ def make_algorithm(
         env: Training environments.
         seed: Seed of the algorithm.
         timesteps: Length of the run: a rollout is no longer.
-        warm_started: The policy will be warm-started, so that the algorithm refines it.
+        warm_started: The algorithm gets a policy that knows something already, and refines it.
         distribution: Of the actions; by default what the settings say.
         env_id: Environment to look up in the settings.
         hyperparams: File of settings, in rl_zoo3's form; by default the package's own.

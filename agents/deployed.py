@@ -5,6 +5,7 @@ features it was trained on, how its trust becomes an update, and where it comes 
 people.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -174,7 +175,7 @@ class TrustAggregator(TrustRule):
     """A policy as an aggregation rule.
 
     Attributes:
-        policy: Fingerprint (N, 6) to trust (N,).
+        policy: Fingerprint (N, 6) to trust (N,), without a memory: copies of the rule share it.
         weighting: How trust becomes an update; by default what the policy was trained with.
     """
 
@@ -186,8 +187,12 @@ class TrustAggregator(TrustRule):
         object.__setattr__(self, "weighting", given or weighting_of(self.policy))
 
     def __deepcopy__(self, memo: dict[int, object]) -> "TrustAggregator":
-        """Another one around the same policy, which is frozen: an attack that tries out a rule copies it each time."""
-        return TrustAggregator(self.policy, self.weighting)
+        """A copy around the same policy, which is frozen: an attack that tries out a rule copies it each time."""
+        other = copy.copy(self)
+        for name, value in vars(self).items():
+            if name != "policy":
+                object.__setattr__(other, name, copy.deepcopy(value, memo))
+        return other
 
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:

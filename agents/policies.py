@@ -13,13 +13,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from agents.distributions import TrustDistribution, make_distribution
 from agents.observations import AsItIs, check_spaces, clients_and_mask
 from agents.trust_net import Architecture, TrustNet
+from fl_core.registry import check_known
 
 NO_GSDE = "use_sde=True cannot work here: gSDE's noise is a matrix a client, tied to the number of clients"
 
 
 def architecture_of(given: Architecture | Mapping[str, int] | None) -> Architecture:
-    """Sizes from a mapping, as hyperparameter files have them, or as they are."""
-    return given if isinstance(given, Architecture) else Architecture(**(given or {}))
+    """Sizes from a mapping, as hyperparameter files have them, or as they are.
+
+    Raises:
+        ValueError: Unknown names, or sizes that cannot be.
+    """
+    if isinstance(given, Architecture):
+        return given
+    check_known("size of the network", given or {}, Architecture.__dataclass_fields__)
+    return Architecture(**(given or {}))
 
 
 class AttentionPolicy(ActorCriticPolicy):

@@ -9,6 +9,8 @@ from typing import Any
 from fl_core.files import write_json
 
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
+# The policy that a run began with, if any: what it was taken from may change or go.
+START = "start"
 
 # A run may be made longer; and the command that began it is not the one that resumes it.
 _MAY_CHANGE = ("timesteps", "command")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from agents.algorithms import Hyperparams, check_algorithm, check_distribution, read_hyperparams
 from agents.console import LOG_FORMATS
 from agents.deployed import load_policy
-from agents.run_directory import read_config
+from agents.run_directory import START, read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
 from optigrad_env.scenarios import make_scenarios
@@ -64,7 +64,7 @@ class TrainingSettings:
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
     eval_every: int = 1_000
-    """Time steps between evaluations on fixed scenarios; the best policy is the one that is kept."""
+    """Time steps between evaluations on fixed scenarios, rounded up to whole rollouts; the best policy is kept."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     checkpoint_every: int = 500
@@ -86,20 +86,27 @@ class TrainingSettings:
         check_known("warm start", [self.warm_start], KINDS)
         check_known("log format", [self.log_format], LOG_FORMATS)
         settings = read_hyperparams(self.algo, self.env_id, warm_started=self.refines, file=self.hyperparams)
-        if self.start_from is not None:
-            self._check_start(self.start_from, settings)
+        if self.start is not None:
+            self._check_start(self.start, settings)
         if not self.warm_start_length > 0:
             raise ValueError(f"warm-start-length must be greater than 0, got {self.warm_start_length}")
         if make_scenarios(self.scenarios).roots > 1 and self.warm_start.endswith("gradient"):
+            others = "clone or none" if self.start is None else "none"
             raise ValueError(
                 f"scenarios {self.scenarios!r} draw other root data in every episode, and the gradient through the "
-                "aggregation scores recorded rounds with one: give --warm-start clone or none"
+                f"aggregation scores recorded rounds with one: give --warm-start {others}"
             )
         for name in ("timesteps", "eval_every", "eval_episodes", "checkpoint_every", "n_envs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie in [0, 2**32), got {self.seed}")
+
+    @property
+    def start(self) -> str | None:
+        """Where the policy to begin with is: for a run that is resumed, its own copy."""
+        copy = self.run_dir / START
+        return str(copy) if self.start_from is not None and self.resume and copy.exists() else self.start_from
 
     def _check_start(self, path: str, settings: Hyperparams) -> None:
         if self.warm_start.startswith("clone"):

@@ -20,9 +20,9 @@ from agents.callbacks import Figures, FixedScenarioEvaluation, ProgressBar, Roun
 from agents.checkpoint import CHECKPOINT, Checkpoint, read, restore
 from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
-from agents.deployed import load_policy, read_card, save_policy
+from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
-from agents.run_directory import EVALUATIONS, MODEL, TENSORBOARD, open_run, read_config
+from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, open_run, read_config
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable_share, units, warm_start
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
@@ -84,7 +84,11 @@ def train(settings: TrainingSettings) -> Summary:
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
     evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
     config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
+    # Read before anything is deleted: it may lie in the directory that is to be overwritten.
+    start = None if settings.start is None else (load_policy(settings.start), read_card(settings.start))
     directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
+    if start is not None:
+        save_policy(start[0], directory / START, start[1].get("provenance"), weighting_of(start[0]))
     saved = read(directory / CHECKPOINT) if settings.resume and (directory / CHECKPOINT).exists() else None
     console.say(
         "start",
@@ -108,7 +112,7 @@ def _run(
 ) -> Summary:
     model = _model(settings, envs, saved)
     if saved is None and settings.start_from is not None:
-        start_from(model, load_policy(settings.start_from))
+        start_from(model, load_policy(directory / START))
     model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
     done = 0 if saved is None else model.num_timesteps
     keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), evaluation_env)
@@ -183,17 +187,17 @@ def _provenance(settings: TrainingSettings, directory: Path, evaluation_env: gym
         "algorithm": settings.algo,
         "warm_start": settings.warm_start,
         "num_clients": env.federation.config.num_clients,
-        **_seen(settings, [name for name in env.scenarios.attacks if name != "none"]),
+        **_seen(settings, directory, [name for name in env.scenarios.attacks if name != "none"]),
         "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
         "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "sb3-contrib")},
     }
 
 
-def _seen(settings: TrainingSettings, attacks: list[str]) -> dict[str, Any]:
+def _seen(settings: TrainingSettings, directory: Path, attacks: list[str]) -> dict[str, Any]:
     """Attacks of this run and of the one that it started from; nothing where that one's card does not say."""
     if settings.start_from is None:
         return {"attacks_seen": attacks}
-    before = read_card(settings.start_from)["provenance"]
+    before = read_card(directory / START)["provenance"]
     seen = before.get("attacks_seen")
     started = {"started_from": {"policy": settings.start_from, "command": before.get("command")}}
     return started if seen is None else {**started, "attacks_seen": list(dict.fromkeys([*seen, *attacks]))}

@@ -1,7 +1,8 @@
 """Policies on data sets that they were not trained on; writes results/transfer.csv.
 
-Train attacks and validation data only, as in training: the mean reward (oracle gap, nats a round) and the mean
-validation accuracy of the last round, over the same episodes for every policy. `equal` is no policy at all: every
+Train attacks and validation data only, on the fixed scenarios by which training selects: a data set's own policy was
+chosen on them, the others were not. The mean reward (oracle gap, nats a round) and the mean
+validation accuracy of the last round over the same episodes for every policy. `equal` is no policy at all: every
 client is trusted fully, and the root data is one more client.
 
     python benchmarks/transfer.py digits fashion_mnist --env-ids OptiGrad/Digits-v0 OptiGrad/MNIST-v0 --data-dir DIR
@@ -93,6 +94,7 @@ def main(arguments: Arguments) -> None:
             writer = csv.DictWriter(text, rows[0], lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(arguments.out, text.getvalue().encode())
 
 

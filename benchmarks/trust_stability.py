@@ -1,8 +1,8 @@
 """How steady the weights of a rule are over the rounds, from the curves of a benchmark's cells.
 
 `python benchmarks/trust_stability.py results/held_out` reads `curves/` there and writes `results/trust_stability.csv`:
-a row per rule, heterogeneity and attack, means over the cells. Only rounds with an attack count; all, where there is
-none.
+a row per rule, heterogeneity and attack, means over the cells. Only rounds with an attack count (all, where there is
+none), and only two that follow each other are compared.
 """
 
 import csv
@@ -24,7 +24,7 @@ from agents.evaluation.grid import Cell
 from agents.statistics import read_results
 from fl_core.files import write_atomically
 
-FIRST, LAST = slice(0, 5), slice(-5, None)
+ENDS = 5
 
 
 @dataclass(frozen=True)
@@ -40,19 +40,24 @@ class Arguments:
 
 
 def figures(weights: NDArray[np.float64], corrupted: NDArray[np.bool_]) -> dict[str, float]:
-    """Of one run's weights (T, N) and who attacked when (T, N).
+    """Of one run's weights (T, N) and who attacked when (T, N), in the rounds with an attack; in all, if there is none.
 
     Returns:
         ``rank_correlation``: Spearman's of the clients' weights in a round and the next; NaN where all are equal.
         ``change``: mean absolute change of a client's weight from a round to the next, in units of the mean weight.
-        ``auroc_first``, ``auroc_last``, ``honest_share_first``, ``honest_share_last``: means over five rounds.
+        ``auroc_first``, ``auroc_last``, ``honest_share_first``, ``honest_share_last``: means over the first and last
+        five rounds, or the first and the second half of fewer than ten.
     """
-    pairs = [(a, b) for a, b in itertools.pairwise(weights) if np.ptp(a) > 0 and np.ptp(b) > 0]
+    attacked = corrupted.any(axis=1)
+    numbers = np.flatnonzero(attacked) if attacked.any() else np.arange(len(weights))
+    following = [(weights[i], weights[j]) for i, j in itertools.pairwise(numbers) if j == i + 1]
+    told = [spearmanr(a, b).statistic for a, b in following if np.ptp(a) > 0 and np.ptp(b) > 0]
     found = {
-        "rank_correlation": float(np.mean([spearmanr(a, b).statistic for a, b in pairs])) if pairs else float("nan"),
-        "change": float(np.abs(np.diff(weights, axis=0)).mean() / weights.mean()),
+        "rank_correlation": _mean(told),
+        "change": _mean([float(np.abs(b - a).mean()) for a, b in following]) / float(weights[numbers].mean()),
     }
-    for name, part in (("first", FIRST), ("last", LAST)):
+    ends = min(ENDS, len(numbers) // 2)
+    for name, part in (("first", numbers[:ends]), ("last", numbers[len(numbers) - ends :])):
         rounds = [(w, c) for w, c in zip(weights[part], corrupted[part], strict=True) if c.any() and not c.all()]
         aurocs = [auroc(torch.from_numpy(w[~c]), torch.from_numpy(w[c])) for w, c in rounds]
         shares = [float(w[~c].sum() / w.sum()) for w, c in rounds if w.sum() > 0]
@@ -69,12 +74,16 @@ def main(arguments: Arguments) -> None:
     for row in read_results(arguments.results / "results.csv"):
         if row["rule"] not in arguments.rules:
             continue
-        with np.load(curves[_cell_name(row)]) as arrays:
-            weights = arrays[f"{row['rule']}/weights"].astype(np.float64)
-            attacked = arrays["corrupted"].any(axis=1)
-            rounds = attacked if attacked.any() else np.ones(len(weights), dtype=bool)
-            of_run = figures(weights[rounds], arrays["corrupted"][rounds])
+        name = _cell_name(row)
+        if name not in curves:
+            sys.exit(f"{arguments.results / 'curves'} has no {name}.npz: run the benchmark again with another --out")
+        with np.load(curves[name]) as arrays:
+            if f"{row['rule']}/weights" not in arrays:
+                sys.exit(f"rule {row['rule']} gives no weights; leave it out of --rules")
+            of_run = figures(arrays[f"{row['rule']}/weights"].astype(np.float64), arrays["corrupted"])
         found.setdefault((row["rule"], row["heterogeneity"], row["attack"]), []).append(of_run)
+    if not found:
+        sys.exit(f"{arguments.results} has none of the rules {', '.join(arguments.rules)}")
     rows = [
         {
             **dict(zip(("rule", "heterogeneity", "attack"), key, strict=True)),
@@ -87,6 +96,7 @@ def main(arguments: Arguments) -> None:
     writer = csv.DictWriter(text, rows[0], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(arguments.out, text.getvalue().encode())
     names = [name for name in rows[0] if name not in ("rule", "heterogeneity", "attack", "runs")]
     for rule in arguments.rules:

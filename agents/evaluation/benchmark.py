@@ -1,5 +1,6 @@
 """A benchmark from grid to report."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,8 @@ class Benchmark:
     def report(self) -> Report:
         """Writes the report from what is on the disk."""
         facts = self._facts()
-        write_json(self.out / MANIFEST, {"grid": self._identity(), "provenance": facts})
+        earlier = json.loads((self.out / MANIFEST).read_text()).get("earlier", [])
+        write_json(self.out / MANIFEST, {"grid": self._identity(), "provenance": facts, "earlier": earlier})
         labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
         return write_report(self.out, facts, list(labels), cell=self.shown_cell)
 

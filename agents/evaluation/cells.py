@@ -107,7 +107,7 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
     federation.reset(cell.scenario(), entropy=cell.seed)
     watch = Stopwatch()
     federation.fingerprinter = watch.around(federation.fingerprinter)
-    rule = _ready(contestant.make(config, cell.seed), federation)
+    rule = ready(contestant.make(config, cell.seed), federation)
     label = contestant.label
     threshold = contestant.policy.threshold if contestant.policy is not None else None
     detection = Detection(THRESHOLD if threshold is None else threshold)
@@ -167,7 +167,8 @@ def _key(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _ready(rule: Rule, federation: Federation) -> Rule:
+def ready(rule: Rule, federation: Federation) -> Rule:
+    """The rule at the beginning of a run; a reference is told who is malicious."""
     if isinstance(rule, ReferenceRule):
         rule = rule.told(federation.malicious)
     rule.reset()

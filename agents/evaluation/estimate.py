@@ -5,10 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.evaluation.cells import CellResult, curve_rounds, run_cell
+from agents.evaluation.cells import CellResult, curve_rounds, ready, run_cell
 from agents.evaluation.grid import FINAL_ROUNDS, Cell, Grid, parse_attack
 from fl_core import Federation
-from fl_core.aggregation import make_rule
 from fl_core.attacks import Knowledge, make_attack
 
 
@@ -17,7 +16,7 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
 
     What every seed pays once (an autoencoder) and what every round costs are told apart, because a shortened cell is
     nearly all the former. Attacks are taken to cost what the probed one does, but for those that search for what they
-    send: what they add to a round is measured for each, against the plain mean.
+    send: what they add to a round is measured for each, against every contestant.
 
     Args:
         grid: The grid.
@@ -29,7 +28,8 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
     total = 0.0
     for group, count in groups.items():
         mine = [cell for cell in cells if (cell.env_id, cell.num_clients) == group]
-        probe = max(mine, key=lambda cell: cell.malicious_fraction)
+        plain = [cell for cell in mine if not _searches(cell.attack)]
+        probe = max(plain or mine, key=lambda cell: cell.malicious_fraction)
         started = time.perf_counter()
         result = run_cell(short, probe)
         seconds = time.perf_counter() - started
@@ -39,12 +39,12 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
         seeds = len({cell.seed for cell in mine})
         total += seeds * once * min(workers, count / seeds)  # at worst, every worker meets every seed
         total += count * (grid.rounds * rounds + len(curve_rounds(grid.rounds)) * scoring)
-        contestants = len(grid.contestants(probe.env_id))
-        for attack, of_attack in Counter(cell.attack for cell in mine).items():
-            if attack != probe.attack and _searches(attack):
-                searching = max((cell for cell in mine if cell.attack == attack), key=lambda c: c.malicious_fraction)
-                extra = max(_round_seconds(grid, searching) - _round_seconds(grid, probe), 0)
-                total += of_attack * grid.rounds * contestants * extra
+        searching = Counter(cell.attack for cell in mine if _searches(cell.attack)) if plain else Counter()
+        if searching:
+            usual = _round_seconds(grid, probe)
+        for attack, of_attack in searching.items():
+            dear = max((cell for cell in mine if cell.attack == attack), key=lambda cell: cell.malicious_fraction)
+            total += of_attack * grid.rounds * max(_round_seconds(grid, dear) - usual, 0)
     return total / min(workers, len(cells)) if cells else 0.0
 
 
@@ -61,14 +61,21 @@ def _searches(attack: str) -> bool:
 
 
 def _round_seconds(grid: Grid, cell: Cell) -> float:
-    """Training and attack of the second round under the plain mean: in the first an autoencoder may be trained."""
-    federation = Federation(grid.config(cell.env_id, cell.num_clients, cell.seed))
-    federation.reset(cell.scenario(), entropy=cell.seed)
-    rule = make_rule("fedavg")
-    federation.apply(rule(federation.local_round(rule).view).update)
-    started = time.perf_counter()
-    federation.local_round(rule)
-    return time.perf_counter() - started
+    """Training and attack of every contestant's second round: in the first an autoencoder may be trained."""
+    seconds = 0.0
+    for contestant in grid.contestants(cell.env_id):
+        config = grid.config(cell.env_id, cell.num_clients, cell.seed)
+        federation = Federation(config)
+        federation.reset(cell.scenario(), entropy=cell.seed)
+        try:
+            rule = ready(contestant.make(config, cell.seed), federation)
+            federation.apply(rule(federation.local_round(rule).view).update)
+            started = time.perf_counter()
+            federation.local_round(rule)
+            seconds += time.perf_counter() - started
+        except Exception:  # what fails here fails in its cell, where it is recorded
+            continue
+    return seconds
 
 
 def _set_up(result: CellResult) -> float:

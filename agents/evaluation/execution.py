@@ -106,11 +106,7 @@ def _end_with_parent() -> None:
 
 def _on_ray(grid: Grid, cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
     """One task a cell, one core each. Data sets and policies are read where the task runs, by the same paths."""
-    ray = check_ray(address)
-    try:
-        ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
+    ray = _connected(address)
     try:
         task = ray.remote(num_cpus=1, max_retries=0)(_run_on_ray)
         shared = ray.put(grid)
@@ -133,20 +129,25 @@ def _run_on_ray(grid: Grid, cell: Cell) -> CellResult:
     return run_cell(grid, cell)
 
 
-def check_ray(address: str) -> Any:
-    """Ray, if it is installed and the address answers: Ray itself waits for minutes for a cluster that is not there.
+def check_ray(address: str) -> None:
+    """Connects to a Ray cluster and leaves it again.
 
     Raises:
-        ValueError: It is not installed, or nobody answers.
+        ValueError: Ray is not installed, or no cluster answers.
     """
+    _connected(address).shutdown()
+
+
+def _connected(address: str) -> Any:
     try:
         import ray  # noqa: PLC0415  (an optional extra)
     except ImportError as error:
         raise ValueError("--ray needs Ray, which is not installed: pip install 'optigradtrust[ray]'") from error
     found = re.fullmatch(r"(?:ray://)?([^:/]+):(\d+)", address)
-    if found:
-        try:
+    try:
+        if found:  # Ray itself waits for minutes for a cluster that is not there
             socket.create_connection((found[1], int(found[2])), timeout=10).close()
-        except OSError as error:
-            raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
+        ray.init(address=address, log_to_driver=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"no Ray cluster at {address!r}: {error}") from error
     return ray

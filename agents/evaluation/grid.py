@@ -74,7 +74,7 @@ class Grid:
     Attributes:
         rules: Names of aggregation rules; the oracles and ``root_only`` are always run, for the figures of merit.
         policies: Directories of trained policies, each one more rule named after its directory; ``"shipped"`` is the
-            one that comes with the package for each environment's data set.
+            one that comes with the package for each environment's data set, or that for Fashion-MNIST.
         attacks: Attacks, for the malicious fractions above 0; ``"sign_flip:colluding=true"`` sets options.
         malicious_fractions: Shares of malicious clients; 0 is one scenario without attack.
         heterogeneities: Words for ``parse_heterogeneity``: Dirichlet α, ``iid``, ``label_skew_70``, ...

@@ -10,8 +10,8 @@ from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card
 # "The policy that is shipped for this data set": one row in a table over several data sets.
 SHIPPED = "shipped"
 SHIPPED_LABEL = "optigradtrust"
-# For data sets that no policy was trained on.
-_USUAL = "fashion_mnist"
+# For data sets that no policy was trained on: of those there are, the one that has seen images of a usual size.
+_FALLBACK = "fashion_mnist"
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class PolicyFacts:
 
 
 def shipped_policy(data_set: str) -> Path:
-    """Directory of the policy that comes with the package for a data set: its own, else the one for the largest set."""
+    """Directory of the policy that comes with the package for a data set: its own, or the fallback."""
     own = PRETRAINED / data_set
-    return own if (own / WEIGHTS).is_file() else PRETRAINED / _USUAL
+    return own if (own / WEIGHTS).is_file() else PRETRAINED / _FALLBACK
 
 
 def policy_label(policy: str) -> str:

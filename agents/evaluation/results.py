@@ -1,7 +1,8 @@
 """A results directory that survives anything: what is in it, when it may be continued, and how a cell gets into it.
 
 ``results.csv`` and ``timings.csv`` grow by a batch of rows a cell, ``curves/`` by a file, each on the disk before the
-next cell is asked for. A cell counts as finished when all of its rows are in both tables. When the grid is done, the
+next cell is asked for. A cell counts as finished when all of its rows are in both tables; its curves may have been left
+behind, when the tables were copied. When the grid is done, the
 tables are put into the grid's order; until then they are in the order in which cells ended.
 """
 
@@ -124,8 +125,10 @@ class ResultsDirectory:
         try:
             if overwrite:
                 _clear(path)
-            self._check(grid)
+            manifest = self._check(grid)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
+            if manifest is not None:
+                write_json(path / MANIFEST, manifest)
             self._drop_unfinished()
         except BaseException:
             self._lock.close()
@@ -180,7 +183,8 @@ class ResultsDirectory:
         else:
             (self.path / FAILURES).unlink(missing_ok=True)
 
-    def _check(self, grid: Mapping[str, Any]) -> None:
+    def _check(self, grid: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The manifest to write, if it is another than the one that is there."""
         path = self.path / MANIFEST
         if not path.exists():
             if (self.path / RESULTS).exists():
@@ -188,22 +192,24 @@ class ResultsDirectory:
                     f"{self.path} holds {RESULTS} but no {MANIFEST}, so nobody knows of which grid; give another "
                     "--out, or --overwrite to replace it"
                 )
-            write_json(path, {"grid": grid})
-            return
+            return {"grid": grid}
         try:
-            old = json.loads(path.read_text())["grid"]
+            there = json.loads(path.read_text())
+            old = there["grid"]
         except (ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged: {error!r}; give --overwrite to start again") from error
         new = json.loads(json.dumps(grid))
         changed = [name for name in [*new, *(set(old) - set(new))] if old.get(name) != new.get(name)]
         if changed == ["seeds"] and set(old["seeds"]) <= set(new["seeds"]):  # what is there stays what it is
-            write_json(path, {"grid": grid})
-        elif changed:
+            earlier = [*there.get("earlier", []), *([there["provenance"]] if "provenance" in there else [])]
+            return {"grid": grid, "earlier": earlier}
+        if changed:
             differences = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
             raise ResultsError(
                 f"{self.path} holds results of another grid ({differences}); give another --out, or --overwrite to "
                 "replace them"
             )
+        return None
 
     def _drop_unfinished(self) -> None:
         """Takes out rows of cells that are not there in full; they are run again as whole cells."""
@@ -215,7 +221,6 @@ class ResultsDirectory:
             cell
             for cell, labels in self._expected.items()
             if all(sorted(rows) == sorted(labels) for rows in found.get(cell_key(cell), ([], [])))
-            and self.curves_of(cell).exists()
         }
         keep = {cell_key(cell) for cell in self._finished}
         for table in (self._results, self._timings):

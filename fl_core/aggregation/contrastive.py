@@ -2,7 +2,6 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from sklearn.cluster import AgglomerativeClustering
@@ -49,26 +48,28 @@ class _Encoder:
         return ((rows[:, self.coordinates] - self.mean) / self.scale).clamp(-_FARTHEST, _FARTHEST)
 
 
-@dataclass(frozen=True, eq=False)
 class _Training:
     """Encoders that are trained when they are asked for the first time.
 
     A copy of a rule shares them: an attack that asks what the rule would do with other updates of this round would
     otherwise train the same ones for each of its questions.
 
-    Attributes:
+    Args:
         rule: Whose settings.
         rows: (R, pool) float64, updates of earlier rounds.
-        generator: Source of coordinates, initial weights and views; read once.
+        generator: Source of coordinates, initial weights and views.
     """
 
-    rule: "FLGuard"
-    rows: Tensor
-    generator: torch.Generator
+    def __init__(self, rule: "FLGuard", rows: Tensor, generator: torch.Generator) -> None:
+        self._untrained: tuple[FLGuard, Tensor, torch.Generator] | None = (rule, rows, generator)
+        self._encoders: tuple[_Encoder, ...] = ()
 
-    @cached_property
+    @property
     def encoders(self) -> tuple[_Encoder, ...]:
-        return self.rule.train(self.rows, self.generator)
+        if self._untrained is not None:
+            rule, rows, generator = self._untrained
+            self._encoders, self._untrained = rule.train(rows, generator), None
+        return self._encoders
 
     def __deepcopy__(self, memo: dict[int, object]) -> "_Training":
         return self

@@ -1,6 +1,7 @@
 """Policies as files and as aggregation rules."""
 
 import base64
+import copy
 import json
 import os
 import pickle
@@ -199,6 +200,19 @@ def test_an_attack_can_be_made_against_a_frozen_policy_and_leaves_it_as_it_was(
     honest = round_.view.updates[~round_.malicious].mean(dim=0)
     calm = rule(federation.local_round().view).update @ honest
     assert float(rule(round_.view).update @ honest) < float(calm)
+
+
+def test_a_copy_of_the_rule_shares_the_frozen_policy_and_nothing_else(policy: TrustNet) -> None:
+    class Remembers(TrustAggregator):
+        pass
+
+    rule = Remembers(policy)
+    object.__setattr__(rule, "seen", [1])
+    copied = copy.deepcopy(rule)
+    assert type(copied) is Remembers
+    assert copied.policy is policy
+    assert copied.seen == [1]  # type: ignore[attr-defined]
+    assert copied.seen is not rule.seen  # type: ignore[attr-defined]
 
 
 def test_a_rule_weighs_as_its_policy_was_trained_unless_told_otherwise(tmp_path: Path, policy: TrustNet) -> None:

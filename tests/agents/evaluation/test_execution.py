@@ -115,10 +115,28 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(make_grid: Callable[..., Gr
     assert "refused no Ray cluster at '127.0.0.1:1'" in done.stdout
 
 
-def test_the_estimate_counts_what_attacks_that_search_add_to_a_round(make_grid: Callable[..., Grid]) -> None:
-    cheap, dear = (make_grid(attacks=("alie", name), rounds=10) for name in ("ipm", "feature_box"))
-    # 60 questions a round, each a fingerprint, to every rule of the grid: more than ten times a round of this size.
-    assert estimate_seconds(dear, dear.cells(), 1) > 3 * estimate_seconds(cheap, cheap.cells(), 1)
+def test_the_estimate_counts_what_attacks_that_search_add_to_a_round_and_is_not_stopped_by_one_that_fails(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents.evaluation import estimate as module
+
+    def measured(grid: Grid, cell: Any) -> CellResult:
+        assert cell.attack == "alie"  # not what one that searches costs
+        return CellResult(cell, [], [{"seconds_per_round": 0.1, "first_round_seconds": 0.1}], {}, [])
+
+    monkeypatch.setattr(module, "run_cell", measured)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+    grid = make_grid(attacks=("feature_box", "alie"), malicious_fractions=(0.4,), seeds=(0, 1), rounds=10)
+    assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_round_seconds", lambda _, cell: 2.0 if cell.attack == "feature_box" else 0.5)
+        assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1 + 2 * 10 * 1.5)
+
+    def fails(*_: Any) -> None:
+        raise RuntimeError("by an attack")
+
+    monkeypatch.setattr(module.Federation, "local_round", fails)
+    assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1)
 
 
 def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_workers(

@@ -3,6 +3,7 @@
 import csv
 import json
 import resource
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -107,12 +108,14 @@ def test_a_tail_that_ends_with_a_whole_row_costs_its_cell_too(
         assert directory.missing() == [results[-1].cell]
 
 
-def test_a_cell_without_its_curves_is_run_again(tmp_path: Path, grid: Grid, results: list[CellResult]) -> None:
-    filled(tmp_path, grid, results)
+def test_tables_that_were_copied_without_their_curves_are_kept(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    before = filled(tmp_path, grid, results)
+    shutil.rmtree(tmp_path / "curves")
     with open_directory(tmp_path, grid) as directory:
-        directory.curves_of(results[1].cell).unlink()
-    with open_directory(tmp_path, grid) as directory:
-        assert directory.missing() == [results[1].cell]
+        assert directory.missing() == []
+    assert (tmp_path / "results.csv").read_bytes() == before
 
 
 def test_a_cell_of_which_a_rule_failed_is_run_again_and_the_failure_recorded(
@@ -138,10 +141,13 @@ def test_more_seeds_are_run_beside_those_that_are_there_and_fewer_are_another_gr
     tmp_path: Path, grid: Grid, results: list[CellResult], make_grid: Callable[..., Grid]
 ) -> None:
     filled(tmp_path, grid, results)
+    manifest = tmp_path / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "provenance": {"revision": "before"}}))
     more = make_grid(rules=("fedavg", "median", "shapley"), features=True, seeds=(1, 0))
     expected = {cell: [one.label for one in more.contestants(cell.env_id)] for cell in more.cells()}
     with ResultsDirectory(tmp_path, more.to_json(), expected) as directory:
         assert {cell.seed for cell in directory.missing()} == {1}
+    assert json.loads((tmp_path / "manifest.json").read_text())["earlier"] == [{"revision": "before"}]
     with pytest.raises(ResultsError, match=r"seeds was \[1, 0\], is \[0\]"):
         ResultsDirectory(tmp_path, grid.to_json(), {})
 
