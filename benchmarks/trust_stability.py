@@ -33,7 +33,7 @@ class Arguments:
 
     results: Annotated[Path, tyro.conf.Positional]
     """Results directory with `results.csv` and `curves/`."""
-    rules: tuple[str, ...] = ("optigradtrust", "shapley", "fltrust", "logistic", "anchored_oracle")
+    rules: tuple[str, ...] = ("optigradtrust", "shapley", "fltrust", "logistic", "dnc", "anchored_oracle")
     """Rules that give weights."""
     out: Path = Path("results/trust_stability.csv")
     """Where the rows go."""
@@ -42,14 +42,16 @@ class Arguments:
 def figures(weights: NDArray[np.float64], corrupted: NDArray[np.bool_]) -> dict[str, float]:
     """Of one run's weights (T, N) and who attacked when (T, N), in the rounds with an attack; in all, if there is none.
 
+    Rounds in which the rule gave no weights (NaN) are left out.
+
     Returns:
         ``rank_correlation``: Spearman's of the clients' weights in a round and the next; NaN where all are equal.
         ``change``: mean absolute change of a client's weight from a round to the next, in units of the mean weight.
         ``auroc_first``, ``auroc_last``, ``honest_share_first``, ``honest_share_last``: means over the first and last
         five rounds, or the first and the second half of fewer than ten.
     """
-    attacked = corrupted.any(axis=1)
-    numbers = np.flatnonzero(attacked) if attacked.any() else np.arange(len(weights))
+    attacked, judged = corrupted.any(axis=1), ~np.isnan(weights).any(axis=1)
+    numbers = np.flatnonzero(judged & attacked if attacked.any() else judged)
     following = [(weights[i], weights[j]) for i, j in itertools.pairwise(numbers) if j == i + 1]
     told = [spearmanr(a, b).statistic for a, b in following if np.ptp(a) > 0 and np.ptp(b) > 0]
     found = {

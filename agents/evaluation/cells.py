@@ -52,8 +52,8 @@ class CellResult:
         cell: The cell.
         rows: A row of results.csv for each rule that could be run.
         timings: A row of timings.csv for each.
-        curves: Arrays by name for the report: ``RULE/accuracy`` at ``curve_rounds``, ``RULE/weights`` (rounds, N),
-            ``malicious`` (N,), ``corrupted`` (rounds, N) and ``features`` (rounds, N, 6).
+        curves: Arrays by name for the report: ``RULE/accuracy`` at ``curve_rounds``, ``RULE/weights`` (rounds, N;
+            NaN in a round in which a rule judges nobody), ``malicious`` (N,), ``corrupted`` (rounds, N) and ``features`` (rounds, N, 6).
         failures: Rules that could not.
     """
 
@@ -112,7 +112,8 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
     threshold = contestant.policy.threshold if contestant.policy is not None else None
     detection = Detection(THRESHOLD if threshold is None else threshold)
     scores = _Scores(federation)
-    weights, corrupted, features = [], [], []
+    corrupted, features = [], []
+    weights: list[NDArray[np.float32] | None] = []
     measured = curve_rounds(grid.rounds)
     for number in range(grid.rounds):
         with watch.round():
@@ -125,8 +126,7 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
             federation.apply(aggregate.update)
         detection.add(aggregate.weights, round_.corrupted)
         corrupted.append(round_.corrupted.numpy())
-        if aggregate.weights is not None:
-            weights.append(aggregate.weights.cpu().numpy().astype(np.float32))
+        weights.append(None if aggregate.weights is None else aggregate.weights.cpu().numpy().astype(np.float32))
         if number in measured:
             scores.add(final=number >= grid.rounds - FINAL_ROUNDS)
     row = {"rule": label, **identity(grid, contestant, cell), **scores.figures(), **detection.figures()}
@@ -137,8 +137,9 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
         "corrupted": np.stack(corrupted),
         f"{label}/accuracy": np.array(scores.accuracies, dtype=np.float32),
     }
-    if weights:
-        curves[f"{label}/weights"] = np.stack(weights)
+    if any(each is not None for each in weights):
+        unjudged = np.full(cell.num_clients, np.nan, dtype=np.float32)
+        curves[f"{label}/weights"] = np.stack([unjudged if each is None else each for each in weights])
     if features:
         curves["features"] = np.stack(features)
     return row, timing, curves
