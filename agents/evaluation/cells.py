@@ -53,7 +53,8 @@ class CellResult:
         rows: A row of results.csv for each rule that could be run.
         timings: A row of timings.csv for each.
         curves: Arrays by name for the report: ``RULE/accuracy`` at ``curve_rounds``, ``RULE/weights`` (rounds, N;
-            NaN in a round in which a rule judges nobody), ``malicious`` (N,), ``corrupted`` (rounds, N) and ``features`` (rounds, N, 6).
+            NaN in a round in which a rule judges nobody), ``malicious`` (N,), ``corrupted`` (rounds, N) and
+            ``features`` (rounds, N, 6).
         failures: Rules that could not.
     """
 
