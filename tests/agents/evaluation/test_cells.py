@@ -1,6 +1,7 @@
 """A cell: paired, and with the figures that a loop by hand gives."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ from agents.evaluation.cells import curve_rounds
 from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
 from agents.trust_net import TrustNet
 from fl_core import Federation
-from fl_core.aggregation import Rule, register_rule
+from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
 from fl_core.aggregation.base import _RULES
+from fl_core.aggregation.mean import FedAvg
 from optigrad_env import TRAIN_ATTACKS
 
 Row = dict[str, Any]
@@ -127,6 +129,22 @@ def test_the_same_cell_gives_the_same_figures_again_whatever_ran_before(
     assert again.rows == results[-1].rows
     for name, values in again.curves.items():
         np.testing.assert_array_equal(values, results[-1].curves[name])
+
+
+def test_a_round_in_which_a_rule_judges_nobody_keeps_its_place_in_the_curves(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean = FedAvg.aggregate
+
+    def sometimes(rule: FedAvg, view: ServerView) -> Aggregate:
+        aggregate = mean(rule, view)
+        return aggregate if view.round == 1 else replace(aggregate, weights=None)
+
+    monkeypatch.setattr(FedAvg, "aggregate", sometimes)
+    grid = make_grid(rules=("fedavg",))
+    weights = run_cell(grid, grid.cells()[0]).curves["fedavg/weights"]
+    assert len(weights) == grid.rounds
+    assert [int(i) for i in np.flatnonzero(~np.isnan(weights).any(axis=1))] == [1]
 
 
 def test_curves_hold_the_final_accuracy_the_truth_and_bounded_features(results: list[CellResult]) -> None:
