@@ -55,12 +55,13 @@ pretrained: setup  ## Train the shipped policies anew (half an hour on one core;
 	$(BIN)/python train_agent.py --num-clients 20 --n-envs 32 --scenarios broad --warm-start-length 10 --timesteps 61440 \
 	  --eval-every 8192 --eval-episodes 60 --checkpoint-every 4096 --run-dir runs/digits --overwrite
 	cp runs/digits/policy.safetensors runs/digits/policy.json runs/digits/card.md $(PRETRAINED)/digits
+	cp runs/digits/evaluations.npz results/pretrained/digits.npz
 	$(BIN)/python train_agent.py --env-id OptiGrad/FashionMNIST-v0 --start-from digits --warm-start gradient \
 	  --num-clients 20 --n-envs 8 --scenarios broad --timesteps 1024 --eval-every 1024 --eval-episodes 15 \
 	  --run-dir runs/fashion_mnist --overwrite $(if $(DATA),--data-dir $(DATA))
-	mkdir -p $(PRETRAINED)/fashion_mnist
 	cp runs/fashion_mnist/policy.safetensors runs/fashion_mnist/policy.json runs/fashion_mnist/card.md \
 	  $(PRETRAINED)/fashion_mnist
+	cp runs/fashion_mnist/evaluations.npz results/pretrained/fashion_mnist.npz
 
 controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.
 	$(BIN)/python -m agents.controls

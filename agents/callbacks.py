@@ -13,6 +13,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from tqdm import tqdm
 
 from agents.checkpoint import CHECKPOINT, take
+from agents.playing import play
 from fl_core.files import write_atomically
 
 Figures = Mapping[str, Any]
@@ -110,14 +111,8 @@ class FixedScenarioEvaluation(BaseCallback):
         return mean
 
     def _play(self, seed: int) -> tuple[float, float]:
-        observation, info = self._env.reset(seed=seed)
-        rewards, done = [], False
-        while not done:
-            action, _ = self.model.predict(observation, deterministic=True)
-            observation, reward, terminated, truncated, info = self._env.step(action)
-            rewards.append(float(reward))
-            done = terminated or truncated
-        return float(np.mean(rewards)), float(info["validation_accuracy"])
+        reward, info = play(self._env, lambda seen: self.model.predict(seen, deterministic=True)[0], seed)
+        return reward, float(info["validation_accuracy"])
 
 
 class Saving(BaseCallback):

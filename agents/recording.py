@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
-from agents.observations import clients_and_mask
+from agents.playing import greedy
 from agents.trust_net import TrustNet
 from fl_core import Federation
-from optigrad_env.observation import SCORE_SCALE
 from optigrad_env.wrappers import RecordedRound
 
 Progress = Callable[[int], object]
@@ -82,16 +81,11 @@ def mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
 def policy_behaviour(policy: TrustNet, rng: np.random.Generator) -> Behaviour:
     """The policy's own trust with a little noise."""
 
-    @torch.no_grad()
+    own = greedy(policy)
+
     def act(observations: Any, _: list[RecordedRound]) -> NDArray[np.float32]:
-        seen = (
-            {key: torch.from_numpy(value) for key, value in observations.items()}
-            if isinstance(observations, dict)
-            else torch.from_numpy(observations)
-        )
-        score, _value = policy.score_and_value(*clients_and_mask(seen))
-        action = score.numpy() / SCORE_SCALE + 0.2 * rng.standard_normal(score.shape)
-        return action.clip(-1, 1).astype(np.float32)
+        action = own(observations)
+        return (action + 0.2 * rng.standard_normal(action.shape)).clip(-1, 1).astype(np.float32)
 
     return act
 

@@ -10,8 +10,6 @@ What is compared is the mean reward (oracle gap, nats a round) on the same episo
 drawn from: `python benchmarks/ablations.py --help`.
 """
 
-import csv
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,22 +18,20 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents.algorithms import read_hyperparams
 from agents.environments import base_env, make_env, make_training_envs
+from agents.playing import Act, greedy, play
 from agents.policies import AttentionPolicy
 from agents.trust_net import TrustNet
 from agents.warm_start import WarmStart, warm_start
-from fl_core.files import write_atomically
+from fl_core.files import write_csv
 from fl_core.fingerprint import FEATURES
-from optigrad_env.observation import SCORE_SCALE
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 ENVIRONMENT = "OptiGrad/Digits-v0"
-Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -115,13 +111,7 @@ def warm_started(make: Callable[[], TrustNet], kind: str, length: float, seed: i
     warm_start(policy, envs, copies, WarmStart().scaled(length), seed, lambda _: None, kind=kind)
     envs.close()
 
-    @torch.no_grad()
-    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        score, _ = policy.score_and_value(torch.from_numpy(observation))
-        action: NDArray[np.float32] = score.numpy() / SCORE_SCALE
-        return action
-
-    return act
+    return greedy(policy)
 
 
 def from_scratch(policy: Any, clients: int, gamma: float, timesteps: int, seed: int) -> Act:
@@ -133,25 +123,15 @@ def from_scratch(policy: Any, clients: int, gamma: float, timesteps: int, seed: 
     model = PPO(policy, envs, **settings).learn(timesteps)
     envs.close()
 
-    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        action: NDArray[np.float32] = model.predict(observation, deterministic=True)[0]
-        return action
-
-    return act
+    return lambda observation: model.predict(observation, deterministic=True)[0]
 
 
 def mean_reward(act: Act, clients: int, episodes: int, scenarios: str) -> float:
     """Nats a round over ``episodes`` episodes on each of three federations."""
-    rewards = []
+    rewards: list[float] = []
     for split in range(EVALUATION_SPLIT, EVALUATION_SPLIT + 3):
         env = make_env(ENVIRONMENT, num_clients=clients, split_seed=split, scenarios=scenarios)
-        for episode in range(episodes):
-            observation, _ = env.reset(seed=episode)
-            over = False
-            while not over:
-                observation, reward, terminated, truncated, _ = env.step(act(observation))
-                rewards.append(float(reward))
-                over = terminated or truncated
+        rewards += [play(env, act, seed)[0] for seed in range(episodes)]
     return float(np.mean(rewards))
 
 
@@ -164,7 +144,7 @@ def main(arguments: Arguments) -> None:
         row = {"part": part, "variant": variant, "num_clients": clients, "seed": seed, "mean_reward": round(reward, 5)}
         rows.append(row)
         print(row, flush=True)
-        _write(arguments.out, rows)
+        write_csv(arguments.out, rows)
 
     for seed in range(arguments.seeds):
         if "warm-start" in arguments.parts:
@@ -181,15 +161,6 @@ def main(arguments: Arguments) -> None:
             for gamma in (0.5, 0.9, 0.99):
                 act = from_scratch(AttentionPolicy, 10, gamma, arguments.timesteps, seed)
                 add("scratch", f"attention, gamma {gamma}", 10, seed, act, "default")
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

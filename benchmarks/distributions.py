@@ -4,8 +4,6 @@ Train attacks and validation data only. What is compared is the mean reward of t
 scenarios of training: `python benchmarks/distributions.py --help`.
 """
 
-import csv
-import io
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +18,7 @@ from agents.algorithms import make_algorithm
 from agents.callbacks import FixedScenarioEvaluation
 from agents.environments import base_env, make_env, make_training_envs
 from agents.warm_start import WarmStart, warm_start
-from fl_core.files import write_atomically
+from fl_core.files import write_csv
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 ENVIRONMENT, ENVS = "OptiGrad/Digits-v0", 2
@@ -50,16 +48,7 @@ def main(arguments: Arguments) -> None:
                 figures = _run(distribution, arguments.timesteps, seed, start if warm else None)
                 rows.append({"distribution": distribution, "warm_start": warm, "seed": seed, **figures})
                 print(rows[-1], flush=True)
-                _write(arguments.out, rows)
-
-
-def _write(path: Path, rows: list[dict[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0])
-    writer.writeheader()
-    writer.writerows(rows)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, text.getvalue().encode())
+                write_csv(arguments.out, rows)
 
 
 def _warm_started(seed: int) -> dict[str, Any]:

@@ -8,26 +8,21 @@ client is trusted fully, and the root data is one more client.
     python benchmarks/transfer.py digits fashion_mnist --env-ids OptiGrad/Digits-v0 OptiGrad/MNIST-v0 --data-dir DIR
 """
 
-import csv
-import io
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated, Any
 
 import numpy as np
 import torch
 import tyro
-from numpy.typing import NDArray
 
 from agents import load_policy
 from agents.callbacks import FixedScenarioEvaluation
 from agents.environments import given_settings, make_env
-from fl_core.files import write_atomically
-from optigrad_env.observation import SCORE_SCALE
+from agents.playing import Act, greedy, play
+from fl_core.files import write_csv
 from optigrad_env.scenarios import EVALUATION_SPLIT
-
-Act = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -52,15 +47,7 @@ def acting(policy: str) -> Act:
     """What the policy does with an observation (N, 6): actions (N,)."""
     if policy == "equal":
         return lambda observation: np.ones(len(observation), dtype=np.float32)
-    network = load_policy(policy)
-
-    @torch.no_grad()
-    def act(observation: NDArray[np.float32]) -> NDArray[np.float32]:
-        score, _ = network.score_and_value(torch.from_numpy(observation))
-        action: NDArray[np.float32] = score.numpy() / SCORE_SCALE
-        return action
-
-    return act
+    return greedy(load_policy(policy))
 
 
 def main(arguments: Arguments) -> None:
@@ -70,32 +57,20 @@ def main(arguments: Arguments) -> None:
         settings = given_settings(data_dir=arguments.data_dir, num_clients=arguments.num_clients)
         env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT, scenarios="broad")
         for policy in ("equal", *arguments.policies):
-            act, rewards, accuracies = acting(policy), [], []
-            for episode in range(arguments.episodes):
-                observation, info = env.reset(seed=FixedScenarioEvaluation.SEED + episode)
-                over = False
-                while not over:
-                    observation, reward, terminated, truncated, info = env.step(act(observation))
-                    rewards.append(float(reward))
-                    over = terminated or truncated
-                accuracies.append(info["validation_accuracy"])
+            act = acting(policy)
+            played = [play(env, act, FixedScenarioEvaluation.SEED + episode) for episode in range(arguments.episodes)]
             rows.append(
                 {
                     "policy": policy,
                     "env_id": env_id,
                     "num_clients": arguments.num_clients,
                     "episodes": arguments.episodes,
-                    "mean_reward": round(float(np.mean(rewards)), 4),
-                    "validation_accuracy": round(float(np.mean(accuracies)), 4),
+                    "mean_reward": round(fmean(reward for reward, _ in played), 4),
+                    "validation_accuracy": round(fmean(info["validation_accuracy"] for _, info in played), 4),
                 }
             )
             print(rows[-1], flush=True)
-            text = io.StringIO()
-            writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(arguments.out, text.getvalue().encode())
+            write_csv(arguments.out, rows)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,11 @@ a row per rule, heterogeneity and attack, means over the cells. Only rounds with
 none), and only two that follow each other are compared.
 """
 
-import csv
-import io
 import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,7 +20,7 @@ from scipy.stats import spearmanr
 from agents.evaluation.detection import auroc
 from agents.evaluation.grid import Cell
 from agents.statistics import read_results
-from fl_core.files import write_atomically
+from fl_core.files import write_csv
 
 ENDS = 5
 
@@ -76,7 +74,7 @@ def main(arguments: Arguments) -> None:
     for row in read_results(arguments.results / "results.csv"):
         if row["rule"] not in arguments.rules:
             continue
-        name = _cell_name(row)
+        name = Cell.of(row).name
         if name not in curves:
             sys.exit(f"{arguments.results / 'curves'} has no {name}.npz: run the benchmark again with another --out")
         with np.load(curves[name]) as arrays:
@@ -94,12 +92,7 @@ def main(arguments: Arguments) -> None:
         }
         for key, runs in found.items()
     ]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(arguments.out, text.getvalue().encode())
+    write_csv(arguments.out, rows)
     names = [name for name in rows[0] if name not in ("rule", "heterogeneity", "attack", "runs")]
     for rule in arguments.rules:
         for kind in dict.fromkeys(row["heterogeneity"] for row in rows):
@@ -107,17 +100,6 @@ def main(arguments: Arguments) -> None:
                 row for row in rows if (row["rule"], row["heterogeneity"]) == (rule, kind) and row["attack"] != "none"
             ]
             print(rule, kind, {name: round(_mean([row[name] for row in mine]), 3) for name in names})
-
-
-def _cell_name(row: dict[str, Any]) -> str:
-    return Cell(
-        row["env_id"],
-        int(row["num_clients"]),
-        row["heterogeneity"],
-        row["attack"],
-        row["malicious_fraction"],
-        int(row["seed"]),
-    ).name
 
 
 def _mean(values: list[float]) -> float:

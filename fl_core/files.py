@@ -1,5 +1,7 @@
 """Files that are there in full or not at all."""
 
+import csv
+import io
 import json
 import os
 import tempfile
@@ -22,6 +24,16 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of equal columns, at least one, with a header, atomically; makes the directory."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, rows[0], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, text.getvalue().encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

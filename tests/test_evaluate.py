@@ -19,6 +19,7 @@ import torch
 import evaluate
 from agents.deployed import save_policy
 from agents.evaluation import benchmark as benchmark_module
+from agents.evaluation import provenance as provenance_module
 from agents.trust_net import TrustNet
 from evaluate import Arguments, main
 
@@ -190,6 +191,32 @@ def test_a_plugins_attack_and_rule_appear_in_every_table_and_plot(arguments: Arg
     drawings = [(arguments.out / "plots" / f"{n}.svg").read_text() for n in ("heatmap", "time_accuracy", "profiles")]
     assert all("<!-- shortest_half -->" in drawing for drawing in drawings)
     assert "<!-- echo -->" in drawings[0]
+
+
+def test_a_report_that_is_made_again_says_where_the_results_came_from_and_more_seeds_say_both(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> dict[str, Any]:
+        manifest: dict[str, Any] = strict_json(arguments.out / "manifest.json")
+        return manifest
+
+    arguments = replace(arguments, rules=("fedavg",), attacks=("alie",))
+    monkeypatch.setattr(provenance_module, "git_revision", lambda: "first")
+    main(arguments)
+    monkeypatch.setattr(provenance_module, "git_revision", lambda: "second")
+    main(arguments)
+    assert told()["provenance"]["revision"] == "first"
+    assert strict_json(arguments.out / "summary.json")["revision"] == "first"
+    main(replace(arguments, seeds=2))
+    assert told()["provenance"]["revision"] == "second"
+    assert [facts["revision"] for facts in told()["earlier"]] == ["first"]
+
+
+def test_a_policy_of_the_package_is_told_by_its_name_not_by_a_path_of_this_machine(arguments: Arguments) -> None:
+    main(replace(arguments, rules=(), policies=("shipped",), malicious_fraction=(0.0,)))
+    summary = (arguments.out / "summary.json").read_text()
+    assert "fashion_mnist, ships with the package" in summary
+    assert str(ROOT) not in summary
 
 
 @pytest.mark.parametrize(

@@ -65,10 +65,18 @@ class Benchmark:
         directory.finish(failures)
         return failures
 
-    def report(self) -> Report:
-        """Writes the report from what is on the disk."""
-        facts = self._facts()
-        earlier = json.loads((self.out / MANIFEST).read_text()).get("earlier", [])
+    def report(self, *, anew: bool = True) -> Report:
+        """Writes the report from what is on the disk.
+
+        Args:
+            anew: Cells have been run: revision, versions and command are those of now, and what they were before is
+                kept under ``earlier`` in the manifest. Otherwise the results are where they came from.
+        """
+        manifest = json.loads((self.out / MANIFEST).read_text())
+        facts, earlier = manifest.get("provenance"), manifest.get("earlier", [])
+        if anew or facts is None:
+            earlier += [] if facts is None else [facts]
+            facts = self._facts()
         write_json(self.out / MANIFEST, {"grid": self._identity(), "provenance": facts, "earlier": earlier})
         labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
         return write_report(self.out, facts, list(labels), cell=self.shown_cell)

@@ -43,6 +43,18 @@ class Cell:
     malicious_fraction: float
     seed: int
 
+    @classmethod
+    def of(cls, row: Mapping[str, Any]) -> "Cell":
+        """The cell that a row of results.csv is of."""
+        return cls(
+            row["env_id"],
+            int(row["num_clients"]),
+            row["heterogeneity"],
+            row["attack"],
+            row["malicious_fraction"],
+            int(row["seed"]),
+        )
+
     @property
     def name(self) -> str:
         """The cell as a file name."""

@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from agents.deployed import PRETRAINED
 from agents.evaluation.grid import Grid
 from fl_core.data import load_dataset
 
@@ -35,7 +36,7 @@ def policies(grid: Grid) -> dict[str, dict[str, Any]]:
     """Card and checksum of every policy, by its label and environment."""
     return {
         f"{one.label} on {env_id}": {
-            "source": one.policy.source,
+            "source": _shown(one.policy.source),
             "checksum": one.policy.checksum,
             "attacks_seen": None if one.policy.seen is None else list(one.policy.seen),
             "provenance": one.policy.provenance,
@@ -44,6 +45,12 @@ def policies(grid: Grid) -> dict[str, dict[str, Any]]:
         for one in grid.contestants(env_id)
         if one.policy is not None and one.control is None
     }
+
+
+def _shown(source: str) -> str:
+    """A policy of the package by its name: where the package lies is nobody else's concern."""
+    path = Path(source)
+    return f"{path.name}, ships with the package" if path.parent == PRETRAINED else source
 
 
 def data_checksums(grid: Grid) -> dict[str, str]:

@@ -201,8 +201,7 @@ class ResultsDirectory:
         new = json.loads(json.dumps(grid))
         changed = [name for name in [*new, *(set(old) - set(new))] if old.get(name) != new.get(name)]
         if changed == ["seeds"] and set(old["seeds"]) <= set(new["seeds"]):  # what is there stays what it is
-            earlier = [*there.get("earlier", []), *([there["provenance"]] if "provenance" in there else [])]
-            return {"grid": grid, "earlier": earlier}
+            return {**there, "grid": grid}
         if changed:
             differences = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
             raise ResultsError(

@@ -6,7 +6,7 @@ from math import isnan, nan
 from statistics import fmean, median
 from typing import Any
 
-from agents.evaluation.contestants import REFERENCES
+from agents.evaluation.contestants import FLOOR, REFERENCES
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED
 from agents.evaluation.figures_of_merit import with_attack_impact
 from agents.statistics import (
@@ -94,6 +94,47 @@ def worst_scenario(rows: Iterable[Row], column: str, worst: Callable[..., Any], 
     task = worst(means, key=lambda task: means[task])
     where = by_task[task][0]
     return {"value": means[task], **{name: where[name] for name in ("attack", "heterogeneity", "malicious_fraction")}}
+
+
+def by_circumstances(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """One entry a rule and environment, number of clients, heterogeneity and malicious fraction, in points.
+
+    Returns:
+        ``accuracy``, ``regret``, ``regret_anchored``; ``worst_regret`` over the attacks; ``behind_fedavg`` in the same
+        scenarios (paired; negative is ahead); and ``above_root_only``, the lowest lead over it under any attack.
+    """
+    axes = ("env_id", "num_clients", "heterogeneity", "malicious_fraction")
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row.get(axis) for axis in axes), []).append(row)
+    entries = []
+    for key, group in groups.items():
+        for rule in dict.fromkeys(row["rule"] for row in group):
+            mine = [row for row in group if row["rule"] == rule]
+            ours, theirs = paired_scores(group, rule, "fedavg", "test_accuracy", 100)
+            lead, floor = paired_scores(group, rule, FLOOR, "test_accuracy", 100)
+            entries.append(
+                {
+                    **dict(zip(axes, key, strict=True)),
+                    "rule": rule,
+                    "accuracy": _estimate(mine, "test_accuracy", 100),
+                    "regret": _estimate(mine, "regret", 100),
+                    "regret_anchored": _estimate(mine, "regret_anchored", 100),
+                    "worst_regret": worst_scenario(mine, "regret", max, 100),
+                    "behind_fedavg": asdict(estimate(theirs - ours)),
+                    "above_root_only": float((lead - floor).mean(axis=0).min()) if lead.size else nan,
+                }
+            )
+    return entries
+
+
+def regret_by_attack(rows: Sequence[Row]) -> dict[tuple[Any, ...], dict[str, float]]:
+    """Scenario (as ``task_of``) under attack to each rule's mean regret over seeds, in points."""
+    found: dict[tuple[Any, ...], dict[str, list[float]]] = {}
+    for row in rows:
+        if row["malicious_fraction"] and row.get("regret") is not None:
+            found.setdefault(task_of(row), {}).setdefault(row["rule"], []).append(100 * row["regret"])
+    return {task: {rule: fmean(values) for rule, values in rules.items()} for task, rules in found.items()}
 
 
 def compare(rows: Sequence[Row], rule: str) -> list[dict[str, Any]]:

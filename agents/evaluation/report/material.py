@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from agents.evaluation.report import figures
 from agents.evaluation.report.curves import Recorded, feature_aurocs, feature_samples, learning_curves
 from agents.evaluation.report.page import Drawing
 from agents.evaluation.report.style import inlined, looks_of, styled, to_png, to_svg
-from agents.evaluation.report.tables import Table, Value, comparison, costs, headline, merits
+from agents.evaluation.report.tables import Table, Value, attacks, circumstances, comparison, costs, headline, merits
 from agents.evaluation.results import CURVES, RESULTS
-from agents.evaluation.summary import compare, focus, kind_of, summarise
+from agents.evaluation.summary import by_circumstances, compare, focus, kind_of, regret_by_attack, summarise
 from agents.statistics import Row
 from fl_core.files import write_atomically
 from fl_core.registry import check_known
@@ -78,10 +79,12 @@ class Material:
         yield merits(self.entries, self.learned, "merits", f"Other figures of merit, under {kind}")
         yield costs(self.entries, self.learned)
         yield comparison(self.focus, compare(self.main_rows, self.focus), self.learned)
+        yield circumstances(by_circumstances(self.main_rows), self.learned)
         seen = [row for row in self.rows if not row["held_out"]]
         if self.has_unseen and any(row["malicious_fraction"] for row in seen):
             caption = "Under attacks that are not held out, the best mean regret first"
             yield headline(summarise(seen, self.timings), self.learned, "seen", caption)
+        yield attacks(regret_by_attack(self.rows), self.rules)
         aurocs = feature_aurocs(self.cells)
         if aurocs:
             yield _auroc_table(aurocs)
@@ -244,35 +247,33 @@ def _recorded(directory: Path, rows: Sequence[Row]) -> list[Recorded]:
     for row in rows:
         if row.get("env_id") is None or row.get("num_clients") is None:
             continue
-        cell = Cell(
-            row["env_id"],
-            int(row["num_clients"]),
-            row["heterogeneity"],
-            row["attack"],
-            row["malicious_fraction"],
-            int(row["seed"]),
-        )
+        cell = Cell.of(row)
         if cell not in found:
             found[cell] = Recorded(cell, directory / CURVES / f"{cell.name}.npz")
     return [recorded for recorded in found.values() if recorded.path.exists()]
 
 
 def _auroc_table(aurocs: Sequence[Mapping[str, Any]]) -> Table:
-    """A line per attack and heterogeneity, a column per feature."""
-    features = list(dict.fromkeys(row["feature"] for row in aurocs))
+    """A line per attack and heterogeneity, and one for their mean; a column per feature, and one for the best."""
     groups: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in aurocs:
         groups.setdefault((row["env_id"], row["attack"], row["heterogeneity"]), {})[row["feature"]] = row["auroc"]
+    for scores in groups.values():
+        scores["the best one"] = max(scores.values())
+    columns = list(next(iter(groups.values())))
+    for env_id, kind in dict.fromkeys((env_id, kind) for env_id, _, kind in groups):
+        mine = [scores for key, scores in groups.items() if key[0::2] == (env_id, kind)]
+        groups[env_id, "mean", kind] = {column: fmean(scores[column] for scores in mine) for column in columns}
     several = len({key[0] for key in groups}) > 1
     rows = []
     for (env_id, attack, kind), scores in groups.items():
         name = f"{attack}, {show_heterogeneity(kind)}" + (f", {figures.short(env_id)}" if several else "")
-        rows.append([Value(name), *(Value(f"{scores[feature]:.2f}", scores[feature]) for feature in features)])
+        rows.append([Value(name), *(Value(f"{scores[column]:.2f}", scores[column]) for column in columns)])
     caption = (
-        "How well each feature by itself tells attackers from honest clients: AUROC along the anchored oracle's run; "
-        "0.5 is chance, below it the feature points the wrong way"
+        "How well each feature by itself tells attackers from honest clients, and the best of them under each attack: "
+        "AUROC along the anchored oracle's run; 0.5 is chance, below it the feature points the wrong way"
     )
-    header = ["attack", *(feature.replace("_", " ") for feature in features)]
+    header = ["attack", *(column.replace("_", " ") for column in columns)]
     return Table("features", caption, header, rows, ["rule"] * len(rows))
 
 

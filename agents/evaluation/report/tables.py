@@ -3,7 +3,7 @@
 import csv
 import html
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from typing import Any
@@ -165,6 +165,58 @@ def comparison(rule: str, comparisons: Sequence[Mapping[str, Any]], learned: Seq
     return Table("comparison", caption, header, rows, [kind_of(c["other"], learned) for c in comparisons])
 
 
+def circumstances(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
+    """Each rule in each of the circumstances, the attacks taken together."""
+    header = [
+        "rule",
+        "in",
+        "accuracy",
+        "regret",
+        "regret to anchored oracle",
+        "worst regret",
+        "behind FedAvg",
+        "above root only, worst attack",
+    ]
+    place = _places((entry["env_id"], entry["num_clients"]) for entry in entries)
+    rows = []
+    for entry in entries:
+        fraction = entry["malicious_fraction"]
+        malicious = f"{100 * fraction:.0f} % malicious" if fraction else "no attack"
+        where = [show_heterogeneity(entry["heterogeneity"]), malicious, *place(entry["env_id"], entry["num_clients"])]
+        rows.append(
+            [
+                Value(entry["rule"]),
+                Value(", ".join(where)),
+                *(figure(entry[name]) for name in ("accuracy", "regret", "regret_anchored")),
+                worst(entry["worst_regret"]),
+                figure(entry["behind_fedavg"]),
+                number(entry["above_root_only"]),
+            ]
+        )
+    caption = "By circumstances: mean over the attacks, and the worst of them"
+    return Table("circumstances", caption, header, rows, [kind_of(entry["rule"], learned) for entry in entries])
+
+
+def attacks(regrets: Mapping[tuple[Any, ...], Mapping[str, float]], rules: Sequence[str]) -> Table:
+    """Regret of every rule in every scenario under attack."""
+    place = _places((task[0], task[1]) for task in regrets)
+    rows = []
+    for (env_id, clients, kind, attack, fraction), of_rule in regrets.items():
+        name = ", ".join((attack, show_heterogeneity(kind), f"{100 * fraction:.0f} %", *place(env_id, clients)))
+        rows.append([Value(name), *(number(of_rule.get(rule, nan)) for rule in rules)])
+    caption = "Regret under each attack, mean over seeds"
+    return Table("attacks", caption, ["scenario", *rules], rows, ["rule"] * len(rows))
+
+
+def _places(found: Iterable[tuple[Any, Any]]) -> Callable[[Any, Any], list[str]]:
+    """What must be said of an environment and a number of clients, where there are several of either."""
+    pairs = set(found)
+    ids, sizes = {env_id for env_id, _ in pairs}, {clients for _, clients in pairs}
+    return lambda env_id, clients: (
+        ([f"{clients:.0f} clients"] if len(sizes) > 1 else []) + ([str(env_id)] if len(ids) > 1 else [])
+    )
+
+
 def figure(estimate: Mapping[str, Any], decimals: int = 1) -> Value:
     """An ``Estimate`` as a field."""
     value = estimate["value"]
@@ -236,7 +288,7 @@ def to_markdown(table: Table) -> str:
 
 
 def to_csv(table: Table) -> str:
-    """Numbers in full, with the ends of their intervals in columns of their own where there are any."""
+    """Numbers in full, with the ends of their intervals in columns of their own where there are any; words as such."""
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer, lineterminator="\n")
     columns = list(range(1, len(table.header)))
@@ -249,8 +301,10 @@ def to_csv(table: Table) -> str:
     for row in table.rows:
         line = [row[0].text]
         for i, has_interval in zip(columns, wide, strict=True):
-            parts = (row[i].number, row[i].low, row[i].high)[: 3 if has_interval else 1]
-            line += ["" if isnan(part) else repr(part) for part in parts]
+            value = row[i]
+            words = value.text if isnan(value.number) and value.text != _DASH else ""
+            parts = (value.number, value.low, value.high)[: 3 if has_interval else 1]
+            line += [words if isnan(part) else repr(part) for part in parts]
         writer.writerow(line)
     return buffer.getvalue()
 

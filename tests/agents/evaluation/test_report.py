@@ -2,6 +2,7 @@
 
 import csv
 import html.parser
+import io
 import re
 import shutil
 import subprocess
@@ -17,8 +18,25 @@ from rich.console import Console
 
 from agents.evaluation import CellResult, write_report
 from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
-from agents.evaluation.report.tables import Value, headline, to_csv, to_html, to_latex, to_markdown, to_rich
-from agents.evaluation.summary import compare, focus, kind_of, summarise, worst_scenario
+from agents.evaluation.report.tables import (
+    Value,
+    circumstances,
+    headline,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+    to_rich,
+)
+from agents.evaluation.summary import (
+    by_circumstances,
+    compare,
+    focus,
+    kind_of,
+    regret_by_attack,
+    summarise,
+    worst_scenario,
+)
 
 MakeRows = Callable[..., list[dict[str, Any]]]
 FACTS = {"command": "python evaluate.py", "seeds": [0, 1], "policies": {}, "revision": "abc"}
@@ -69,6 +87,32 @@ def test_the_comparison_and_the_worst_scenario_by_hand(make_rows: MakeRows) -> N
     worst = worst_scenario([row for row in rows if row["rule"] == "fedavg"], "test_accuracy", min)
     assert (worst["attack"], worst["malicious_fraction"]) == ("alie", 0.3)
     assert np.isnan(worst_scenario([], "regret", max)["value"])
+
+
+def test_the_circumstances_and_the_regret_under_each_attack_by_hand(make_rows: MakeRows) -> None:
+    rows = make_rows()
+    entries = by_circumstances(rows)
+    assert len(entries) == 5 * 2 * 2
+    found = {(e["rule"], e["heterogeneity"], e["malicious_fraction"]): e for e in entries}
+    fedavg, mine = found["fedavg", "0.1", 0.3], found["mine", "0.5", 0.3]
+    # Accuracy 85 % and 65 under alie; the policy 90, root_only 70.
+    assert fedavg["behind_fedavg"]["value"] == 0
+    assert fedavg["worst_regret"]["value"] == pytest.approx(15)
+    assert fedavg["worst_regret"]["attack"] == "alie"
+    assert fedavg["regret"]["value"] == pytest.approx((15 - 5) / 2)
+    assert fedavg["above_root_only"] == pytest.approx(-5)
+    assert mine["behind_fedavg"]["value"] == pytest.approx(-(25 + 5) / 2)
+    assert mine["above_root_only"] == pytest.approx(20)
+    lines = list(csv.DictReader(io.StringIO(to_csv(circumstances(entries, ["mine"])))))
+    assert [line["in"] for line in lines if line["rule"] == "mine"] == [
+        "α 0.5, no attack",
+        "α 0.5, 30 % malicious",
+        "α 0.1, no attack",
+        "α 0.1, 30 % malicious",
+    ]
+    regrets = regret_by_attack(rows)
+    assert len(regrets) == 4
+    assert regrets["OptiGrad/Digits-v0", 10.0, "0.5", "alie", 0.3]["fedavg"] == pytest.approx(15)
 
 
 def test_the_focus_is_the_best_policy_else_the_best_rule_that_knows_no_truth(make_rows: MakeRows) -> None:
@@ -224,7 +268,9 @@ def test_curves_become_learning_curves_trust_and_features(recorded: Path, result
     assert drawn >= {"learning_curves", "trust", "features"}
     with (recorded / "tables" / "features.csv").open() as file:
         lines = list(csv.DictReader(file))
-    assert [line["attack"] for line in lines] == ["sign_flip, α 0.5", "alie, α 0.5"]
+    assert [line["attack"] for line in lines] == ["sign_flip, α 0.5", "alie, α 0.5", "mean, α 0.5"]
+    for column in ("root cosine", "the best one"):
+        assert float(lines[2][column]) == pytest.approx((float(lines[0][column]) + float(lines[1][column])) / 2)
     assert float(lines[0]["root cosine"]) > 0.9  # a reversed update points away from the reference
     with pytest.raises(ValueError, match=f"unknown cell 'nowhere'.*{re.escape(chosen)}"):
         write_report(recorded, FACTS, [], cell="nowhere")

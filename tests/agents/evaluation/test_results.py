@@ -147,7 +147,7 @@ def test_more_seeds_are_run_beside_those_that_are_there_and_fewer_are_another_gr
     expected = {cell: [one.label for one in more.contestants(cell.env_id)] for cell in more.cells()}
     with ResultsDirectory(tmp_path, more.to_json(), expected) as directory:
         assert {cell.seed for cell in directory.missing()} == {1}
-    assert json.loads((tmp_path / "manifest.json").read_text())["earlier"] == [{"revision": "before"}]
+    assert json.loads((tmp_path / "manifest.json").read_text())["provenance"] == {"revision": "before"}
     with pytest.raises(ResultsError, match=r"seeds was \[1, 0\], is \[0\]"):
         ResultsDirectory(tmp_path, grid.to_json(), {})
 

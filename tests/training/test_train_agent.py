@@ -1,64 +1,27 @@
 """The training command, called as a function on runs of a few rounds."""
 
 import json
-import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from stable_baselines3 import PPO
 
 import train_agent
 from agents import load_policy, training
-from agents import warm_start as stages
-from agents.algorithms import HYPERPARAMS, algorithm_names
+from agents.algorithms import algorithm_names
 from agents.callbacks import RoundCurves
-from agents.deployed import read_card, save_policy
-from agents.environments import make_env
+from agents.deployed import read_card
 from agents.settings import TrainingSettings
-from agents.trust_net import Architecture, TrustNet
-from optigrad_env.scenarios import TRAIN_ATTACKS
 from train_agent import main, parse
 
 ROOT = Path(train_agent.__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def short_evaluations(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation episodes of 4 rounds instead of 20."""
-    monkeypatch.setattr(training, "make_env", partial(make_env, rounds=4))
-
-
-def short_rollouts(name: str, directory: Path) -> Path:
-    """The package's settings of an algorithm, with rollouts of 8 rounds and off-policy learning from the 8th on."""
-    entry = yaml.safe_load((HYPERPARAMS / f"{name}.yml").read_text())["default"]
-    short = {"n_envs": 1, "n_steps": 8, "batch_size": 8, "learning_starts": 8}
-    file = directory / f"{name}.yml"
-    file.write_text(yaml.safe_dump({"default": {**entry, **{k: v for k, v in short.items() if k in entry}}}))
-    return file
-
-
-@pytest.fixture
-def arguments(tmp_path: Path) -> TrainingSettings:
-    return TrainingSettings(
-        hyperparams=short_rollouts("ppo", tmp_path),
-        timesteps=16,
-        n_envs=1,
-        num_clients=3,
-        run_dir=tmp_path / "runs" / "tiny",
-        warm_start="none",
-        eval_every=8,
-        eval_episodes=1,
-        checkpoint_every=8,
-        progress=False,
-    )
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -241,7 +204,11 @@ def test_unless_switched_off_there_is_a_whole_warm_start() -> None:
 
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_runs_warm_started_and_its_policy_deploys_the_same_way(
-    name: str, arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    arguments: TrainingSettings,
+    short_rollouts: Callable[[str, Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
     monkeypatch.setattr(training, "WarmStart", lambda: lengths)
@@ -344,91 +311,3 @@ def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Pa
     ]
     assert answer.stdout == ""
     assert not (tmp_path / "run").exists()
-
-
-def test_a_run_can_start_from_a_trained_policy_and_says_so(arguments: TrainingSettings, tmp_path: Path) -> None:
-    first = TrustNet()
-    with torch.no_grad():
-        first.score_head.bias.fill_(0.7)
-    save_policy(first, tmp_path / "first", provenance={"attacks_seen": list(TRAIN_ATTACKS), "command": "by hand"})
-    # A learning rate of nearly nothing: what is saved is what it started from.
-    still = tmp_path / "still.yml"
-    still.write_text("default: {policy: p, n_envs: 1, n_steps: 8, batch_size: 8, learning_rate: 1.0e-12}")
-    again = replace(arguments, start_from=str(tmp_path / "first"), hyperparams=still)
-    assert main(again) == 0
-    for name, value in load_policy(arguments.run_dir).state_dict().items():
-        torch.testing.assert_close(value, first.state_dict()[name], msg=name)
-    provenance = read_card(arguments.run_dir)["provenance"]
-    assert provenance["started_from"] == {"policy": str(tmp_path / "first"), "command": "by hand"}
-    assert set(TRAIN_ATTACKS) <= set(provenance["attacks_seen"])
-
-
-def test_the_policy_to_start_from_may_be_in_the_run_that_is_overwritten_or_gone_when_it_is_resumed(
-    arguments: TrainingSettings,
-) -> None:
-    main(arguments)
-    policy = str(arguments.run_dir)
-    assert main(replace(arguments, start_from=policy, overwrite=True, eval_every=1000)) == 0
-    assert load_policy(arguments.run_dir / "start").architecture == Architecture()
-    shutil.rmtree(arguments.run_dir / "checkpoints")
-    for name in ("policy.json", "policy.safetensors"):
-        (arguments.run_dir / name).unlink()
-    assert main(replace(arguments, start_from=policy, resume=True, eval_every=1000, timesteps=24)) == 0
-
-
-def test_what_the_first_policy_has_seen_counts_and_if_nobody_knows_nothing_is_said(
-    arguments: TrainingSettings, tmp_path: Path
-) -> None:
-    for name, facts in (("told", {"attacks_seen": ["alie"]}), ("untold", {})):
-        save_policy(TrustNet(), tmp_path / name, provenance=facts)
-        main(replace(arguments, start_from=str(tmp_path / name), overwrite=True))
-        seen = read_card(arguments.run_dir)["provenance"].get("attacks_seen")
-        assert seen == (["alie", *TRAIN_ATTACKS] if facts else None)
-
-
-@pytest.mark.parametrize(
-    ("path", "kind", "words"),
-    [
-        ("policy", "clone", "cloning would overwrite"),
-        ("policy", "clone+gradient", "cloning would overwrite"),
-        ("small", "none", "width=16"),
-        ("nowhere", "none", "no shipped policy"),
-    ],
-)
-def test_a_policy_that_cannot_be_started_from_is_refused_before_anything_is_written(
-    path: str, kind: Any, words: str, arguments: TrainingSettings, tmp_path: Path
-) -> None:
-    save_policy(TrustNet(), tmp_path / "policy")
-    save_policy(TrustNet(Architecture(width=16)), tmp_path / "small")
-    given = path if path == "nowhere" else str(tmp_path / path)
-    with pytest.raises(ValueError, match=words):
-        main(replace(arguments, start_from=given, warm_start=kind))
-    assert not arguments.run_dir.exists()
-
-
-def test_the_gradient_alone_trains_a_policy_that_knows_something(
-    arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
-    monkeypatch.setattr(training, "WarmStart", lambda: lengths)
-    monkeypatch.setattr(stages, "clone", lambda *_: pytest.fail("cloned"))
-    told: list[int] = []
-    run = training.warm_start
-
-    def watched(
-        policy: Any, envs: Any, federations: Any, settings: Any, seed: int, progress: Any, **options: Any
-    ) -> Any:
-        return run(policy, envs, federations, settings, seed, told.append, **options)
-
-    monkeypatch.setattr(training, "warm_start", watched)
-    first = TrustNet()
-    save_policy(first, tmp_path / "policy")
-    still = tmp_path / "still.yml"
-    still.write_text("default: {policy: p, n_envs: 1, n_steps: 8, batch_size: 8, learning_rate: 1.0e-12}")
-    settings = replace(
-        arguments, start_from=str(tmp_path / "policy"), warm_start="gradient", hyperparams=still, eval_every=1000
-    )
-    assert main(settings) == 0
-    assert sum(told) == stages.units(lengths, "gradient") == 10
-    trained = load_policy(arguments.run_dir).state_dict()
-    assert (trained["embed.weight"] - first.state_dict()["embed.weight"]).abs().max() > 1e-5
