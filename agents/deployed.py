@@ -44,7 +44,8 @@ def save_policy(
         policy: The network.
         directory: Where to; made if it is not there.
         provenance: Anything that says where the policy comes from (training command, attacks seen), for the card.
-        weighting: How its trust became an update in training; by default what it was loaded with, or the usual one.
+        weighting: How its trust became an update in training, and whether the safeguard stands behind it; by default
+            what it was loaded with, or the usual one.
 
     Returns:
         The directory.
@@ -176,7 +177,8 @@ class TrustAggregator(TrustRule):
 
     Attributes:
         policy: Fingerprint (N, 6) to trust (N,), without a memory: copies of the rule share it.
-        weighting: How trust becomes an update; by default what the policy was trained with.
+        weighting: How trust becomes an update; by default what the policy's card says, which is what it was trained
+            with, and the safeguard.
     """
 
     policy: nn.Module

@@ -19,6 +19,7 @@ rule = TrustAggregator(load_policy("{directory}"))  # an aggregation rule
 In this order: {names}. {attention}
 
 Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`; it has seen no other weighting.
+{safeguard}
 
 ## How it was trained
 
@@ -31,6 +32,9 @@ Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`
 It was selected on validation data under the attacks above. What it does under others is measured by `evaluate.py`, on
 test data that no choice has touched.
 """
+_SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: of nine mixtures of its
+aggregate and the server's own update, that one is taken whose model has the least loss on the utility half of the root
+data."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics",)
@@ -49,6 +53,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         directory="path/to/this/directory",
         clip=weighting["update_clip"],
         anchor=weighting["root_anchor"],
+        safeguard=_SAFEGUARD if weighting.get("safeguard") else "It is deployed without the safeguard.",
         facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),
         metrics=_table(provenance.get("metrics") or {}),
     )

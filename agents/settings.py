@@ -63,6 +63,8 @@ class TrainingSettings:
     """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
+    safeguard: bool = True
+    """Whether the policy is deployed with the safeguard, a line search on root data; training goes without."""
     eval_every: int = 1_000
     """Time steps between evaluations on fixed scenarios, rounded up to whole rollouts; the best policy is kept."""
     eval_episodes: int = 10

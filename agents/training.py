@@ -25,6 +25,7 @@ from agents.environments import base_env, given_settings, make_env, make_trainin
 from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, open_run, read_config
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable_share, units, warm_start
+from fl_core.aggregation import TrustWeighting
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 
@@ -115,7 +116,8 @@ def _run(
         start_from(model, load_policy(directory / START))
     model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
     done = 0 if saved is None else model.num_timesteps
-    keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), evaluation_env)
+    weighting = replace(base_env(evaluation_env).federation.config.weighting, safeguard=settings.safeguard)
+    keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), weighting)
     evaluation = FixedScenarioEvaluation(
         evaluation_env,
         every=settings.eval_every,
@@ -203,9 +205,7 @@ def _seen(settings: TrainingSettings, directory: Path, attacks: list[str]) -> di
     return started if seen is None else {**started, "attacks_seen": list(dict.fromkeys([*seen, *attacks]))}
 
 
-def _policy_keeper(model: Any, directory: Path, provenance: dict[str, Any], evaluation_env: gym.Env[Any, Any]) -> Any:
-    weighting = base_env(evaluation_env).federation.config.weighting
-
+def _policy_keeper(model: Any, directory: Path, provenance: dict[str, Any], weighting: TrustWeighting) -> Any:
     def keep(figures: Figures) -> None:
         metrics = {name: figures[name] for name in ("mean_reward", "validation_accuracy") if name in figures}
         facts = {**provenance, "timesteps": figures["timesteps"], "metrics": metrics}

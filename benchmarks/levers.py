@@ -1,18 +1,18 @@
 """Compares policies where choices may be made: train attacks, validation data, federations of their own.
 
-    python benchmarks/levers.py runs/one runs/two     # rows are appended to results/levers.csv
+    python benchmarks/levers.py runs/one digits digits:safeguard=false     # rows are appended to results/levers.csv
 
-Every train attack in both forms at the usual and at four times the usual strength, 30 and 45 % of 20 clients malicious,
-and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split seeds from 20,000 on),
-validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points. No test data and no
-held-out attack: what is chosen here may be reported elsewhere.
+Every train attack in both forms at the usual and at four times the usual strength, 30, 45 and 60 % of 20 clients
+malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split seeds from
+20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points. No test data
+and no held-out attack: what is chosen here may be reported elsewhere.
 """
 
 import csv
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -22,15 +22,22 @@ import torch
 import tyro
 
 from agents import TrustAggregator, load_policy
+from agents.deployed import weighting_of
+from agents.evaluation.policies import parse_policy
 from fl_core import Federation, Scenario, configure
-from fl_core.aggregation import Rule, make_rule
+from fl_core.aggregation import Rule, make_rule, rule_names
 from fl_core.aggregation.reference import AnchoredOracle, Oracle
 from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
 
-COLUMNS = ("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored", "seeds")
+COLUMNS = (
+    *("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored"),
+    *("worst_below_root", "seeds"),
+)
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
+FRACTIONS = (0.0, 0.3, 0.45, 0.6)
+REFERENCES = ("oracle", "anchored_oracle", "root_only")
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ class Arguments:
     """Runs policies, and rules by name, under the train attacks."""
 
     policies: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """Run directories, or names of aggregation rules."""
+    """Run directories, names of policies that ship, or of aggregation rules."""
     env_id: str = "OptiGrad/Digits-v0"
     """Whose federation."""
     data_dir: Path | None = None
@@ -62,6 +69,15 @@ def attacks() -> Iterator[tuple[str, dict[str, object]]]:
             yield name, {"colluding": colluding, STRENGTH[name]: 4 * usual}
 
 
+def made(label: str) -> Rule:
+    """A rule by its name, or a policy with its options."""
+    if label in rule_names():
+        return make_rule(label)
+    source, options = parse_policy(label)
+    policy = load_policy(source)
+    return TrustAggregator(policy, replace(weighting_of(policy), **options))
+
+
 @torch.no_grad()
 def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) -> float:
     """Validation accuracy in percent of one federation under a policy or rule."""
@@ -72,7 +88,7 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
         "oracle": Oracle().told(federation.malicious),
         "anchored_oracle": AnchoredOracle().told(federation.malicious),
     }
-    rule = known.get(label) or (TrustAggregator(load_policy(label)) if Path(label).is_dir() else make_rule(label))
+    rule = known.get(label) or made(label)
     rule.reset()
     nothing, accuracies = torch.zeros(1, federation.layout.num_shared), []
     for number in range(ROUNDS):
@@ -84,12 +100,12 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
 
 def main(arguments: Arguments) -> None:
     """Runs everything, prints a line for each policy, α and fraction, and appends it to the file."""
-    labels = ["oracle", "anchored_oracle", *arguments.policies]
+    labels = [*REFERENCES, *arguments.policies]
     scenarios = [
         (0.0, alpha, Scenario("none", 0.0, alpha))
         if fraction == 0
         else (fraction, alpha, Scenario(n, fraction, alpha, 0, o))
-        for alpha, fraction in product((0.5, 0.1), (0.0, 0.3, 0.45))
+        for alpha, fraction in product((0.5, 0.1), FRACTIONS)
         for n, o in (attacks() if fraction else [("none", {})])
     ]
     tasks = [(label, *key, seed) for label in labels for key in scenarios for seed in range(arguments.seeds)]
@@ -105,11 +121,12 @@ def main(arguments: Arguments) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:
             writer.writeheader()
-        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), (0.0, 0.3, 0.45)):
+        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), FRACTIONS):
             keys = [key for key in of if key[:3] == (label, alpha, fraction)]
             to_oracle = [fmean(of["oracle", *key[1:]]) - fmean(of[key]) for key in keys]
             to_anchored = [fmean(of["anchored_oracle", *key[1:]]) - fmean(of[key]) for key in keys]
-            figures = [round(value, 2) for value in (fmean(to_oracle), max(to_oracle), fmean(to_anchored))]
+            below = max(fmean(of["root_only", *key[1:]]) - fmean(of[key]) for key in keys)
+            figures = [round(value, 2) for value in (fmean(to_oracle), max(to_oracle), fmean(to_anchored), below)]
             row = dict(zip(COLUMNS, (Path(label).name, alpha, fraction, *figures, arguments.seeds), strict=True))
             writer.writerow(row)
             print(row, flush=True)

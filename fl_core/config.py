@@ -82,7 +82,7 @@ def _frozen(options: Options) -> tuple[tuple[str, Any], ...]:
 
 
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
-_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor"}
+_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor", "safeguard": "safeguard"}
 
 
 def federation_settings() -> list[str]:
@@ -96,7 +96,8 @@ def configure(**settings: Any) -> FederationConfig:
 
     Args:
         **settings: Any of ``federation_settings()``: the fields of ``FederationConfig``, with ``local_steps``,
-            ``batch_size``, ``learning_rate``, ``update_clip`` and ``root_anchor`` in place of the nested objects.
+            ``batch_size``, ``learning_rate``, ``update_clip``, ``root_anchor`` and ``safeguard`` in place of the nested
+            objects.
 
     Raises:
         ValueError: An unknown setting (the message lists what there is), or a value out of range.

@@ -1,12 +1,13 @@
 """Everything that takes part: rules, policies, references that know the truth, and negative controls."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from agents.deployed import TrustAggregator, load_policy
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED, ShuffledFeatures
-from agents.evaluation.policies import PolicyFacts, locate_policy, policy_facts, policy_label
-from fl_core.aggregation import Rule, TrustRule, make_rule, takes_num_byzantine
+from agents.evaluation.policies import PolicyFacts, locate_policy, parse_policy, policy_facts, policy_label
+from fl_core.aggregation import Rule, TrustRule, TrustWeighting, make_rule, takes_num_byzantine
 from fl_core.aggregation.learned import FITTED, fitted
 from fl_core.config import FederationConfig
 
@@ -50,7 +51,7 @@ class Contestant:
             ValueError: Unknown rule, a parameter that it does not take, or a damaged policy.
         """
         if self.policy is not None:
-            made: Rule = TrustAggregator(load_policy(self.policy.source), config.weighting)
+            made: Rule = TrustAggregator(load_policy(self.policy.source), self.policy.weighting)
         else:
             assert self.rule is not None
             told = self.num_byzantine is not None and takes_num_byzantine(self.rule)
@@ -64,17 +65,22 @@ def contestants(
     config: FederationConfig,
     num_byzantine: int | None,
     controls: bool,
+    settings: Mapping[str, Any],
 ) -> tuple[Contestant, ...]:
     """Who takes part on one environment: policies, rules, references, and the controls after the one they belong to.
+
+    A policy's trust is weighed as its card says, except for what the grid's settings or its own options say otherwise.
 
     Raises:
         ValueError: A name is unknown or taken twice, or a policy cannot be loaded.
     """
     _check_labels(rules, policies)
-    learned = [
-        Contestant(policy_label(policy), policy=policy_facts(locate_policy(policy, config.dataset)))
-        for policy in policies
-    ]
+    weighting = {each.name: settings[each.name] for each in fields(TrustWeighting) if each.name in settings}
+    learned = []
+    for spec in policies:
+        policy, own = parse_policy(spec)
+        facts = policy_facts(locate_policy(policy, config.dataset), **{**weighting, **own})
+        learned.append(Contestant(policy_label(spec), policy=facts))
     given = [Contestant(rule, rule, num_byzantine=num_byzantine) for rule in dict.fromkeys([*rules, *REFERENCES])]
     everybody = []
     for contestant in [*learned, *given]:

@@ -177,7 +177,9 @@ class Grid:
     @cached_property
     def _contestants(self) -> dict[str, tuple[Contestant, ...]]:
         return {
-            env_id: contestants(self.rules, self.policies, self.config(env_id), self.num_byzantine, self.controls)
+            env_id: contestants(
+                self.rules, self.policies, self.config(env_id), self.num_byzantine, self.controls, self.settings
+            )
             for env_id in dict.fromkeys(self.env_ids)
         }
 

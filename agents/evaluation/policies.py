@@ -1,11 +1,15 @@
 """The policies of a grid: where they are, what their rows are called, and what their cards say they have seen."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card
+import yaml
+
+from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card, weighting_of
+from fl_core.aggregation import TrustWeighting
+from fl_core.registry import check_known
 
 # "The policy that is shipped for this data set": one row in a table over several data sets.
 SHIPPED = "shipped"
@@ -20,7 +24,8 @@ class PolicyFacts:
 
     Attributes:
         source: Directory, or the name of a shipped policy.
-        checksum: SHA-256 of its weights.
+        checksum: SHA-256 of its weights, and of its weighting where that is not the usual one.
+        weighting: How its trust becomes an update.
         seen: Attacks that it was trained on; ``None`` if its card does not say.
         threshold: Threshold of detection that was fixed in training; ``None`` if its card has none.
         provenance: All that its card says of where it comes from.
@@ -28,6 +33,7 @@ class PolicyFacts:
 
     source: str
     checksum: str
+    weighting: TrustWeighting
     seen: tuple[str, ...] | None
     threshold: float | None
     provenance: dict[str, Any]
@@ -39,9 +45,26 @@ def shipped_policy(data_set: str) -> Path:
     return own if (own / WEIGHTS).is_file() else PRETRAINED / _FALLBACK
 
 
-def policy_label(policy: str) -> str:
-    """Name of a policy's row: that of its directory, also where that was given as ``.``."""
-    return SHIPPED_LABEL if policy == SHIPPED else Path(policy).resolve().name
+def parse_policy(spec: str) -> tuple[str, dict[str, Any]]:
+    """A policy, and how its trust is weighed otherwise than its card says: ``"runs/mine:safeguard=false"``.
+
+    Raises:
+        ValueError: The weighting has no such option.
+    """
+    path, colon, given = spec.rpartition(":")
+    if not colon or "=" not in given:
+        return spec, {}
+    pairs = (each.partition("=") for each in given.split(","))
+    options = {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    check_known("option of a policy", options, [each.name for each in fields(TrustWeighting)])
+    return path, options
+
+
+def policy_label(spec: str) -> str:
+    """Name of a policy's row: that of its directory, also where that was given as ``.``, and its options."""
+    policy, options = parse_policy(spec)
+    label = SHIPPED_LABEL if policy == SHIPPED else Path(policy).resolve().name
+    return f"{label} ({spec.removeprefix(policy).lstrip(':')})" if options else label
 
 
 def locate_policy(policy: str, data_set: str) -> str:
@@ -49,22 +72,31 @@ def locate_policy(policy: str, data_set: str) -> str:
     return str(shipped_policy(data_set)) if policy == SHIPPED else policy
 
 
-def policy_facts(source: str) -> PolicyFacts:
+def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     """Reads a policy's card and checks that its weights load.
+
+    Args:
+        source: Directory, or the name of a shipped policy.
+        **weighting: Fields of ``TrustWeighting`` that are to be otherwise than its card says.
 
     Raises:
         PolicyFileError: A file is missing, damaged, or made for another layout of features.
+        ValueError: A value that such a field cannot have.
     """
     provenance = read_card(source)["provenance"]
     policy = load_policy(source)
     digest = hashlib.sha256()
     for name, value in sorted(policy.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
+    weighs = replace(weighting_of(policy), **weighting)
+    if weighs != TrustWeighting():
+        digest.update(repr(weighs).encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     return PolicyFacts(
         source,
         digest.hexdigest(),
+        weighs,
         None if seen is None else tuple(seen),
         None if threshold is None else float(threshold),
         provenance,

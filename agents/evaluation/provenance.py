@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ def policies(grid: Grid) -> dict[str, dict[str, Any]]:
         f"{one.label} on {env_id}": {
             "source": _shown(one.policy.source),
             "checksum": one.policy.checksum,
+            "weighting": asdict(one.policy.weighting),
             "attacks_seen": None if one.policy.seen is None else list(one.policy.seen),
             "provenance": one.policy.provenance,
         }

@@ -1,4 +1,4 @@
-"""From trust to an update: clip, weigh, and let the reference update take part."""
+"""From trust to an update: clip, weigh, let the reference update take part, and look before the step is taken."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -14,6 +14,8 @@ from fl_core.fingerprint.geometry import clip_to, clip_to_median, norms, root_co
 from fl_core.registry import check_known
 
 CLIPS = ("none", "median", "reference")
+# Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
+_KEPT = (1.0, 0.75, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,27 @@ class TrustWeighting:
     The aggregate is ``Σ wᵢ·clip(Δᵢ) + w₀·reference`` with weights proportional to trust, and the reference taking part
     as one more client with trust ``root_anchor``: so the aggregate is never worse founded than root data alone.
 
+    The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
+    the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
+    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. So no round
+    ends worse, by that loss, than trust alone or root data alone would have ended it, whoever was trusted.
+
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, or ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
+        safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
     """
 
     update_clip: str = "median"
     root_anchor: float = 1.0
+    safeguard: bool = False
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
         if not 0 <= self.root_anchor < inf:
             raise ValueError(f"root_anchor must be 0 or more and finite, got {self.root_anchor}")
+        if not isinstance(self.safeguard, bool):
+            raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
 
     def weights(self, trust: Tensor) -> tuple[Tensor, Tensor]:
         """Trust (..., A) to client weights (..., A) and root weight (...,), which together sum to 1."""
@@ -59,6 +70,10 @@ class TrustWeighting:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
+        if self.safeguard:
+            helpful = view.fingerprint.column("shapley")[~view.rejected] > 0
+            # Where nobody with trust helps and there is no anchor either, nothing is left to be shared out.
+            return _safest(view, clipped, torch.stack([weights, self.weights(trust * helpful)[0].nan_to_num()]))
         return Aggregate(weighted_mean(clipped, weights) + root_weight * reference, weights, float(root_weight))
 
 
@@ -95,6 +110,17 @@ class GivenTrust(TrustRule):
         return self.values[~view.rejected].to(view.updates.device)
 
 
+def _safest(view: ServerView, clipped: Tensor, weights: Tensor) -> Aggregate:
+    """Of weights (K, A), each mixed with the reference, what has the least loss on root data; of equals the first."""
+    reference = require_reference(view, "the safeguard")
+    kept = weights.new_tensor(_KEPT)[:, None, None]
+    candidates = torch.cat([(kept * weights).flatten(0, 1), torch.zeros_like(weights[:1])])
+    root_weights = 1 - candidates.sum(dim=1)
+    updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
+    best = int(view.root_losses(updates).argmin())
+    return Aggregate(updates[best], candidates[best], float(root_weights[best]))
+
+
 @register_rule("shapley")
 @dataclass(frozen=True)
 class ShapleyTrust(TrustRule):
@@ -113,6 +139,23 @@ class ShapleyTrust(TrustRule):
     def trust(self, view: ServerView) -> Tensor:
         """See ``TrustRule.trust``."""
         return view.fingerprint.column("shapley")[~view.rejected].clamp_min(0)
+
+
+@register_rule("safeguarded_shapley")
+@dataclass(frozen=True)
+class SafeguardedShapley(ShapleyTrust):
+    """The rule ``shapley`` with the safeguard: all of a deployed policy but the policy.
+
+    Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``; of nine mixtures with the reference that with the least loss on the utility
+        half, as ``TrustWeighting`` says.
+    Source: ours.
+    Checked against: the losses of its candidates one by one.
+
+    Attributes:
+        weighting: How trust becomes an update.
+    """
+
+    weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(safeguard=True))
 
 
 @register_rule("root_cosine")

@@ -226,6 +226,16 @@ def test_a_rule_weighs_as_its_policy_was_trained_unless_told_otherwise(tmp_path:
     torch.testing.assert_close(TrustAggregator(loaded)(view).weights, trust / (trust.sum() + 0.3))
 
 
+def test_a_policy_that_is_saved_with_the_safeguard_is_deployed_with_it(tmp_path: Path, policy: TrustNet) -> None:
+    guarded = TrustWeighting(safeguard=True)
+    rule = TrustAggregator(load_policy(save_policy(policy, tmp_path, weighting=guarded)))
+    assert rule.weighting == guarded
+    assert "the safeguard stands behind it" in (tmp_path / MODEL_CARD).read_text()
+    view = a_view()
+    losses = view.root_losses(torch.stack([rule(view).update, view.reference, TrustAggregator(policy)(view).update]))
+    assert float(losses[0]) == float(losses.min())
+
+
 def test_a_policy_from_before_weightings_were_written_down_loads_with_the_usual_one(saved_policy: Path) -> None:
     card = json.loads((saved_policy / CARD).read_text())
     del card["weighting"]

@@ -113,6 +113,35 @@ def test_a_policy_weighs_its_trust_as_the_federation_is_set_to(
     assert rule.weighting.root_anchor == 0.25  # type: ignore[attr-defined]
 
 
+def test_a_policy_may_be_given_with_options_which_say_how_its_trust_is_weighed(
+    make_grid: Callable[..., Grid], saved_policy: Path
+) -> None:
+    specs = (str(saved_policy), f"{saved_policy}:safeguard=true", f"{saved_policy}:safeguard=true,root_anchor=2")
+    grid = make_grid(policies=specs, settings={"root_anchor": 0.5})
+    labels = ["learned", "learned (safeguard=true)", "learned (safeguard=true,root_anchor=2)"]
+    assert grid.labels()[:3] == labels
+    rules = [one.make(grid.config(grid.env_ids[0])) for one in grid.contestants(grid.env_ids[0])[:3]]
+    weightings = [(rule.weighting.root_anchor, rule.weighting.safeguard) for rule in rules]  # type: ignore[attr-defined]
+    assert weightings == [(0.5, False), (0.5, True), (2, True)]
+    # Results with and without the safeguard are results of different policies.
+    assert len(set(grid.to_json()["policies"].values())) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("safegard=true", "unknown option of a policy 'safegard'; there are: update_clip, root_anchor, safeguard"),
+        ("safeguard=maybe", "safeguard must be true or false, got 'maybe'"),
+        ("update_clip=mode", "unknown update_clip 'mode'"),
+    ],
+)
+def test_wrong_options_of_a_policy_are_named(
+    make_grid: Callable[..., Grid], saved_policy: Path, options: str, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_grid(policies=(f"{saved_policy}:{options}",))
+
+
 def test_rules_that_can_be_told_the_number_of_attackers_are_told(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid(rules=("krum", "median"), num_byzantine=1)
     krum, median, *_ = (one.make(grid.config("OptiGrad/Softmax-v0")) for one in grid.contestants("OptiGrad/Softmax-v0"))

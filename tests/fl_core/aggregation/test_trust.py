@@ -4,7 +4,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_core.aggregation import GivenTrust, TrustWeighting, make_rule
+from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -103,3 +103,77 @@ def test_shapley_trust_is_the_positive_part_of_the_observed_shapley_value(view, 
     assert (values > 0).any()
     weights = make_rule("shapley")(seen).weights.numpy()
     np.testing.assert_allclose(weights, np.maximum(values, 0) / (np.maximum(values, 0).sum() + 1), atol=1e-5)
+
+
+def candidates_of(updates: np.ndarray, reference: np.ndarray, trust: np.ndarray, anchor: float) -> np.ndarray:
+    """The safeguard's nine, written out: each of two aggregates at four shares, and the reference."""
+    helpful = np.tanh(updates @ reference) > 0
+    rows = [
+        kept * (each @ updates + anchor * reference) / (each.sum() + anchor) + (1 - kept) * reference
+        for kept in (1, 0.75, 0.5, 0.25)
+        for each in (trust, trust * helpful)
+    ]
+    return np.stack([*rows, reference])
+
+
+@quick
+@given(
+    trust=st.lists(st.floats(0.0625, 1, width=32), min_size=1, max_size=10),
+    anchor=st.floats(0.01, 10),
+    seed=st.integers(0, 2**31),
+)
+def test_the_safeguard_takes_the_candidate_with_the_least_loss_on_root_data(view, trust, anchor, seed):
+    rng = np.random.default_rng(seed)
+    updates, reference = rng.standard_normal((len(trust), 15)), rng.standard_normal(15)
+    seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+    result = GivenTrust(torch.tensor(trust), TrustWeighting("none", anchor, safeguard=True))(seen)
+
+    losses = ((candidates_of(updates, reference, np.array(trust), anchor) - 0.3) ** 2).mean(axis=1)
+    assert ((result.update.double().numpy() - 0.3) ** 2).mean() == pytest.approx(losses.min(), abs=1e-5)
+    assert float(result.weights.sum()) + result.root_weight == pytest.approx(1, abs=1e-5)
+    expected = result.weights.double().numpy() @ updates + result.root_weight * reference
+    np.testing.assert_allclose(result.update.numpy(), expected, atol=1e-4)
+
+
+def test_whoever_is_trusted_a_safeguarded_round_ends_no_worse_than_root_data_alone(digits_view, seen, normal):
+    honest = digits_view.updates
+    attacked = seen(torch.cat([honest[:2], -20 * honest[2:]]))
+    trust = torch.tensor([0.0, 0.0, *[1.0] * 6])
+    plain, guarded = (GivenTrust(trust, TrustWeighting("none", safeguard=on))(attacked) for on in (False, True))
+    losses = attacked.root_losses(torch.stack([guarded.update, attacked.reference, plain.update]))
+    assert losses[0] <= losses[1] < losses[2]
+
+
+def test_where_trust_alone_is_best_the_safeguard_changes_nothing(seen, digits_view):
+    reference = torch.zeros_like(digits_view.reference)
+    good = seen(digits_view.reference.expand(4, -1).clone(), reference=reference)
+    plain, guarded = (GivenTrust(torch.ones(4), TrustWeighting(safeguard=on))(good) for on in (False, True))
+    assert torch.equal(plain.weights, guarded.weights)
+    torch.testing.assert_close(plain.update, guarded.update)
+
+
+def test_without_trust_and_without_anchor_the_safeguard_has_the_reference_only(view, normal):
+    reference = normal(9)
+    seen = view(-reference.expand(3, -1), reference)  # nobody helps
+    for trust in (torch.zeros(3), torch.ones(3)):
+        result = GivenTrust(trust, TrustWeighting(root_anchor=0, safeguard=True))(seen)
+        assert result.update.isfinite().all()
+        assert float(result.weights.sum()) + result.root_weight == pytest.approx(1)
+
+
+def test_the_safeguard_without_root_data_says_what_it_needs(normal):
+    bare = ServerView(normal(4, 9), reference=normal(9))
+    with pytest.raises(ValueError, match="needs root data: give ServerView a fingerprinter"):
+        GivenTrust(torch.ones(4), TrustWeighting(safeguard=True))(bare)
+
+
+def test_the_safeguarded_rules_trust_is_the_unsafeguarded_ones(view, normal):
+    seen = view(normal(6, 9))
+    assert torch.equal(make_rule("safeguarded_shapley").trust(seen), make_rule("shapley").trust(seen))
+    losses = seen.root_losses(torch.stack([make_rule(n)(seen).update for n in ("safeguarded_shapley", "shapley")]))
+    assert losses[0] <= losses[1]
+
+
+def test_a_safeguard_that_is_neither_on_nor_off_is_refused():
+    with pytest.raises(ValueError, match="safeguard must be true or false, got 'yes'"):
+        TrustWeighting(safeguard="yes")
