@@ -229,7 +229,7 @@ class Federation:
         self._last_change = update
         self.round += 1
 
-    def evaluate(self, updates: Tensor, split: str) -> Metrics:
+    def evaluate(self, updates: Tensor, split: str, at_most: int | None = None) -> Metrics:
         """Scores the global models that candidate updates would make, with the server's own BatchNorm.
 
         Affine parameters are those of the server's last reference training; statistics are re-estimated on the
@@ -238,8 +238,9 @@ class Federation:
         Args:
             updates: (M, P), candidates; a row of zeros is the present model.
             split: ``"validation"`` while an agent is trained, ``"test"`` for reported figures only.
+            at_most: Number of samples, evenly spread over the split; ``None`` for all of them.
         """
-        return self._scorer.evaluate(self.shared + updates, self.local[-1], self.simulator.images, split)
+        return self._scorer.evaluate(self.shared + updates, self.local[-1], self.simulator.images, split, at_most)
 
     def attack_success(self, split: str) -> float:
         """Share of the inputs with the attack's trigger that the present model takes for what the adversary wants.

@@ -32,7 +32,9 @@ class Scorer:
         # Indices that are needed in every round, where the images are.
         self._of_split: dict[str, Tensor] = {name: getattr(splits, name).to(dataset.labels.device) for name in SPLITS}
 
-    def evaluate(self, models: Tensor, local: Tensor, reference_images: Tensor, split: str) -> Metrics:
+    def evaluate(
+        self, models: Tensor, local: Tensor, reference_images: Tensor, split: str, at_most: int | None = None
+    ) -> Metrics:
         """Scores global models with a server's BatchNorm, its statistics re-estimated for each.
 
         Args:
@@ -40,11 +42,12 @@ class Scorer:
             local: (L,), the server's.
             reference_images: (R, C, H, W), what the statistics are estimated on.
             split: ``"validation"`` or ``"test"``.
+            at_most: Number of samples, evenly spread over the split; ``None`` for all of them.
 
         Raises:
-            ValueError: Another split.
+            ValueError: Another split, or fewer than one sample.
         """
-        samples = self._samples(split)
+        samples = self._samples(split, at_most)
         own = self._engine.reestimate(models, local.expand(len(models), -1), reference_images)
         return score(self._logits(models, own, samples), self._dataset.labels[samples])
 
@@ -79,8 +82,7 @@ class Scorer:
             shifts: How each client sees images; empty if all see them as they are.
             split: ``"validation"`` or ``"test"``.
         """
-        samples = self._samples(split)
-        samples = samples[:: -(-len(samples) // _PERSONALISED_SAMPLES)]
+        samples = self._samples(split, _PERSONALISED_SAMPLES)
         if shifts:
             rows = [self._logits(shared[None], local[i : i + 1], samples, shift) for i, shift in enumerate(shifts)]
             logits = torch.cat(rows)
@@ -96,6 +98,12 @@ class Scorer:
         pieces = [self._dataset.images(piece) for piece in samples.split(IMAGES_AT_ONCE)]
         return torch.cat([self._engine.logits(shared, local, shift(p) if shift else p) for p in pieces], dim=1)
 
-    def _samples(self, split: str) -> Tensor:
+    def _samples(self, split: str, at_most: int | None = None) -> Tensor:
+        """All samples of a split, or at most so many of them, evenly spread."""
         check_known("split", [split], SPLITS)
-        return self._of_split[split]
+        samples = self._of_split[split]
+        if at_most is None:
+            return samples
+        if at_most < 1:
+            raise ValueError(f"at_most must be at least 1 sample (or None for all), got {at_most}")
+        return samples[:: -(-len(samples) // at_most)]

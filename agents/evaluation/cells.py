@@ -21,6 +21,8 @@ from fl_core.aggregation import ReferenceRule, Rule
 
 # Test accuracy is measured at this many rounds of a run at most, evenly spread, for the learning curves.
 CURVE_POINTS = 20
+# Before the final rounds, whose accuracy is the result, a part of a large test side says enough for a curve.
+CURVE_SAMPLES = 2000
 # Along whose run the features are recorded: an honest one, the same for every grid.
 RECORDED = ORACLES[1]
 
@@ -190,7 +192,8 @@ class _Scores:
     def add(self, *, final: bool) -> None:
         """Measures the present model."""
         federation = self._federation
-        metrics = federation.evaluate(torch.zeros(1, federation.layout.num_shared), "test")
+        present = torch.zeros(1, federation.layout.num_shared)
+        metrics = federation.evaluate(present, "test", at_most=None if final else CURVE_SAMPLES)
         accuracy = float(metrics.accuracy[0])
         self.accuracies.append(accuracy)
         if final:

@@ -231,6 +231,28 @@ def test_candidates_are_scored_as_the_models_they_would_become(federation):
     assert after.loss.item() == pytest.approx(together.loss[1].item(), rel=1e-4)
 
 
+def test_a_part_of_a_split_is_spread_evenly_over_it(federation):
+    built = federation()
+    play(built, 2)
+    built.local_round()
+    nothing = torch.zeros(1, built.layout.num_shared)
+    samples = built.splits.test
+    assert torch.equal(built.evaluate(nothing, "test", at_most=len(samples)).loss, built.evaluate(nothing, "test").loss)
+    part = samples[::3]
+    local = built.engine.reestimate(built.shared[None], built.local[-1:], built.simulator.images)
+    logits = built.engine.logits(built.shared[None], local, built.dataset.images(part))[0]
+    right = (logits.argmax(dim=1) == built.dataset.labels[part]).double().mean()
+    for at_most in (len(part), len(samples) // 2 - 1):  # the next whole step that keeps to the limit
+        assert built.evaluate(nothing, "test", at_most=at_most).accuracy.item() == pytest.approx(right.item())
+
+
+def test_no_sample_at_all_is_refused(federation):
+    built = federation()
+    built.local_round()
+    with pytest.raises(ValueError, match=r"at_most must be at least 1 sample .*got 0"):
+        built.evaluate(torch.zeros(1, built.layout.num_shared), "test", at_most=0)
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_the_score_is_the_share_of_that_splits_samples_that_the_model_gets_right(federation, split):
     built = federation()

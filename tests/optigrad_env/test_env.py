@@ -357,6 +357,21 @@ def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dic
         env.reset(seed=0, options=options)
 
 
+def test_an_environment_with_the_safeguard_survives_an_agent_that_trusts_the_attackers() -> None:
+    """They send twenty times the reverse of what they learned: trusted alone, they would undo the model."""
+    last = {}
+    for safeguard in (False, True):
+        env = OptiGradEnv(num_clients=4, rounds=6, update_clip="none", safeguard=safeguard)
+        _, info = env.reset(seed=0, options={**ATTACKED, "attack_options": {"scale": 20.0}})
+        for _ in range(6):
+            _, _, _, _, info = env.step(np.where(info["malicious"], 1.0, -1.0).astype(np.float32))
+            assert info["weights"].sum() + info["root_weight"] == pytest.approx(1, abs=1e-5)
+        last[safeguard] = info
+    assert last[False]["validation_loss"] > 2
+    assert last[True]["validation_loss"] < 1
+    assert last[True]["root_weight"] > 0.9
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -370,6 +385,7 @@ def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dic
         ({"objective": "fedsgd"}, r"'fedsgd'.*fedbn_prox"),
         ({"update_clip": "mean"}, r"'mean'.*median"),
         ({"root_anchor": -1.0}, r"root_anchor.*-1\.0"),
+        ({"safeguard": "on"}, r"safeguard.*'on'"),
         ({"shapley": "guess"}, r"'guess'.*surrogate"),
         ({"dataset": "letters"}, r"'letters'.*digits"),
         ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),

@@ -14,11 +14,12 @@ import torch
 from stable_baselines3 import PPO
 
 import train_agent
-from agents import load_policy, training
+from agents import TrustAggregator, load_policy, training
 from agents.algorithms import algorithm_names
 from agents.callbacks import RoundCurves
 from agents.deployed import read_card
 from agents.settings import TrainingSettings
+from fl_core.aggregation import TrustWeighting
 from train_agent import main, parse
 
 ROOT = Path(train_agent.__file__).parent
@@ -66,6 +67,15 @@ def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(
     assert "alie" not in card["attacks_seen"]
     assert str(directory) in capsys.readouterr().out
     assert load_policy(directory)(torch.zeros(25, 6)).shape == (25,)
+
+
+def test_a_policy_is_deployed_with_the_safeguard_unless_it_is_switched_off(arguments: TrainingSettings) -> None:
+    assert main(arguments) == 0
+    assert read_card(arguments.run_dir)["weighting"]["safeguard"] is True
+    parsed = parse(["--no-safeguard", "--run-dir", str(arguments.run_dir)])
+    assert parsed.safeguard is False
+    assert main(replace(arguments, safeguard=False, overwrite=True)) == 0
+    assert TrustAggregator(load_policy(arguments.run_dir)).weighting == TrustWeighting()
 
 
 def test_equal_seeds_train_equal_policies_and_other_seeds_others(arguments: TrainingSettings, tmp_path: Path) -> None:
