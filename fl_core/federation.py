@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fl_core.aggregation.base import Rule
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.aggregation.view import ServerView, receive
-from fl_core.attacks import AdversaryView, LocalData
+from fl_core.attacks import AdversaryView, Attack, LocalData
 from fl_core.config import FederationConfig
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
 from fl_core.data.shift import FeatureShift, draw_shift
@@ -242,12 +242,17 @@ class Federation:
         """
         return self._scorer.evaluate(self.shared + updates, self.local[-1], self.simulator.images, split, at_most)
 
-    def attack_success(self, split: str) -> float:
-        """Share of the inputs with the attack's trigger that the present model takes for what the adversary wants.
+    def attack_success(self, split: str, attack: Attack | None = None) -> float:
+        """Share of the inputs with an attack's trigger that the present model takes for what the adversary wants.
 
         NaN for an attack without a target, or if no sample of the split can carry the trigger.
+
+        Args:
+            split: ``"validation"`` or ``"test"``.
+            attack: By default the scenario's; another one may be asked about a model that it never met.
         """
-        return self._scorer.attack_success(self.attack, self.shared, self.local[-1], self.simulator.images, split)
+        attack = self.attack if attack is None else attack
+        return self._scorer.attack_success(attack, self.shared, self.local[-1], self.simulator.images, split)
 
     def evaluate_personalised(self, split: str) -> Tensor:
         """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.

@@ -5,8 +5,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from agents.evaluation.cells import CellResult, curve_rounds, ready, run_cell
-from agents.evaluation.grid import FINAL_ROUNDS, Cell, Grid, parse_attack
+from agents.evaluation.cells import CellResult, run_cell
+from agents.evaluation.grid import FINAL_ROUNDS, NO_ATTACK, Cell, Grid, parse_attack
+from agents.evaluation.runs import curve_rounds, meets_attackers, ready
 from fl_core import Federation
 from fl_core.attacks import Knowledge, make_attack
 
@@ -30,15 +31,20 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
         mine = [cell for cell in cells if (cell.env_id, cell.num_clients) == group]
         plain = [cell for cell in mine if not _searches(cell.attack)]
         probe = max(plain or mine, key=lambda cell: cell.malicious_fraction)
+        apart = {one.label for one in grid.contestants(probe.env_id) if not meets_attackers(grid, one)}
         started = time.perf_counter()
         result = run_cell(short, probe)
         seconds = time.perf_counter() - started
-        rounds = sum(timing["seconds_per_round"] for timing in result.timings)
         once = _set_up(result)
-        scoring = max(seconds - once - FINAL_ROUNDS * rounds, 0) / FINAL_ROUNDS
+        rounds = [timing["seconds_per_round"] for timing in result.timings]
+        scoring = max(seconds - once - FINAL_ROUNDS * sum(rounds), 0) / FINAL_ROUNDS / max(len(rounds), 1)
         seeds = len({cell.seed for cell in mine})
         total += seeds * once * min(workers, count / seeds)  # at worst, every worker meets every seed
-        total += count * (grid.rounds * rounds + len(curve_rounds(grid.rounds)) * scoring)
+        # References are run once for all attacks on the same clients, at worst in every worker.
+        shared = min(len({replace(cell, attack=NO_ATTACK) for cell in mine}) * workers, count)
+        for timing, of_round in zip(result.timings, rounds, strict=True):
+            runs = shared if timing["rule"] in apart else count
+            total += runs * (grid.rounds * of_round + len(curve_rounds(grid.rounds)) * scoring)
         searching = Counter(cell.attack for cell in mine if _searches(cell.attack)) if plain else Counter()
         if searching:
             usual = _round_seconds(grid, probe)
@@ -61,9 +67,11 @@ def _searches(attack: str) -> bool:
 
 
 def _round_seconds(grid: Grid, cell: Cell) -> float:
-    """Training and attack of every contestant's second round: in the first an autoencoder may be trained."""
+    """Training and attack of the second round of all who meet attackers: in the first an autoencoder may be trained."""
     seconds = 0.0
     for contestant in grid.contestants(cell.env_id):
+        if not meets_attackers(grid, contestant):
+            continue
         config = grid.config(cell.env_id, cell.num_clients, cell.seed)
         federation = Federation(config)
         federation.reset(cell.scenario(), entropy=cell.seed)

@@ -166,9 +166,12 @@ def check_jitter(attack: str, jitter: float) -> None:
 
 
 def check_finite(attack: str, field: str, value: float) -> None:
-    """Raises a ValueError that names the attack and the field, if a strength is NaN or infinite."""
-    if not math.isfinite(value):
-        raise ValueError(f"{attack}: {field} must be a finite number, got {value}")
+    """Raises a ValueError that names the attack and the field, if a strength is NaN, infinite or no number at all.
+
+    YAML takes ``1e9`` for text: it wants ``1.0e+9``.
+    """
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{attack}: {field} must be a finite number, got {value!r}")
 
 
 def check_remembered(attack: str, remembered: torch.Size | None, seen: torch.Size) -> None:

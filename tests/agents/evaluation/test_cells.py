@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from agents.deployed import save_policy
-from agents.evaluation import CellResult, Grid, cells, run_cell, run_grid
-from agents.evaluation.cells import curve_rounds
+from agents.evaluation import CellResult, Grid, run_cell, run_grid, runs
 from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
+from agents.evaluation.runs import curve_rounds
 from agents.trust_net import TrustNet
 from fl_core import Federation
 from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
 from fl_core.aggregation.base import _RULES
 from fl_core.aggregation.mean import FedAvg
+from fl_core.attacks import attack_factory, attack_names
 from optigrad_env import TRAIN_ATTACKS
 
 Row = dict[str, Any]
@@ -114,12 +115,44 @@ def test_all_rules_of_a_cell_see_the_same_partition_attackers_model_and_first_ro
                 seen.append((shards, *(tensor.tolist() for tensor in tensors)))
             return round_
 
-    monkeypatch.setattr(cells, "Federation", Watched)
+    monkeypatch.setattr(runs, "Federation", Watched)
+    runs._run_unattacked.cache_clear()
     list(run_grid(make_grid(attacks=("alie",), malicious_fractions=(0.4,), seeds=(0, 1))))
     assert len(seen) == 10
     for cell in (seen[:5], seen[5:]):
-        assert all(one == cell[0] for one in cell)
+        rules, references = cell[:2], cell[2:]
+        assert all(one == rules[0] for one in rules)
+        assert all(one == references[0] for one in references)
+        # The references are run without the attack: what the malicious clients send is theirs alone.
+        (*same, updates, root), (*again, honest_updates, again_root) = rules[0], references[0]
+        assert (same, root) == (again, again_root)
+        honest = ~np.array(same[1])
+        assert np.array_equal(np.array(updates)[honest], np.array(honest_updates)[honest])
     assert all(one != other for one, other in zip(seen[0], seen[5], strict=True))
+
+
+def every_attack() -> list[str]:
+    return [
+        name for name in attack_names() if name != "none" and attack_factory(name).__module__.startswith("fl_core.")
+    ]
+
+
+@pytest.mark.parametrize("env_id", ["OptiGrad/Softmax-v0", "OptiGrad/Digits-v0"])
+def test_references_that_are_run_once_for_all_attacks_are_what_they_would_be_under_each(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch, env_id: str
+) -> None:
+    attacks = (*every_attack(), "on_off:honest_rounds=1,attack_rounds=1", "dba:target=2")
+    if env_id != "OptiGrad/Softmax-v0":
+        attacks = ("dba", "targeted_label_flip", "late_onset:onset=2", "sign_flip:scale=1.0e+9")
+    grid = make_grid(env_ids=(env_id,), attacks=attacks, malicious_fractions=(0.0, 0.4), heterogeneities=("0.3", "iid"))
+    once = list(run_grid(grid))
+    monkeypatch.setattr(runs, "meets_attackers", lambda grid, contestant: True)
+    for left, right in zip(once, run_grid(grid), strict=True):
+        assert left.cell == right.cell
+        assert left.rows == right.rows
+        assert left.curves.keys() == right.curves.keys()
+        for name, values in left.curves.items():
+            np.testing.assert_array_equal(values, right.curves[name])
 
 
 def test_the_same_cell_gives_the_same_figures_again_whatever_ran_before(

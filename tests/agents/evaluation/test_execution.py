@@ -115,6 +115,24 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(make_grid: Callable[..., Gr
     assert "refused no Ray cluster at '127.0.0.1:1'" in done.stdout
 
 
+TIMING = {"rule": "fedavg", "seconds_per_round": 0.1, "first_round_seconds": 0.1}
+
+
+def test_the_estimate_counts_references_once_for_all_attacks_in_every_worker(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents.evaluation import estimate as module
+
+    def measured(grid: Grid, cell: Any) -> CellResult:
+        return CellResult(cell, [], [TIMING, {**TIMING, "rule": "oracle"}], {}, [])
+
+    monkeypatch.setattr(module, "run_cell", measured)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+    grid = make_grid(attacks=("alie", "ipm", "zero"), malicious_fractions=(0.0, 0.4), seeds=(0, 1), rounds=10)
+    assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx((8 + 4) * 10 * 0.1)
+    assert estimate_seconds(grid, grid.cells(), 2) == pytest.approx((8 + 8) * 10 * 0.1 / 2)
+
+
 def test_the_estimate_counts_what_attacks_that_search_add_to_a_round_and_is_not_stopped_by_one_that_fails(
     make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,7 +140,7 @@ def test_the_estimate_counts_what_attacks_that_search_add_to_a_round_and_is_not_
 
     def measured(grid: Grid, cell: Any) -> CellResult:
         assert cell.attack == "alie"  # not what one that searches costs
-        return CellResult(cell, [], [{"seconds_per_round": 0.1, "first_round_seconds": 0.1}], {}, [])
+        return CellResult(cell, [], [TIMING], {}, [])
 
     monkeypatch.setattr(module, "run_cell", measured)
     monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
@@ -147,8 +165,7 @@ def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_worke
     clock = iter(range(1000))
 
     def measured(grid: Grid, cell: Any) -> CellResult:
-        timing = {"seconds_per_round": 0.1, "first_round_seconds": 0.1}
-        return CellResult(cell, [], [timing], {}, [])
+        return CellResult(cell, [], [TIMING], {}, [])
 
     monkeypatch.setattr(module, "run_cell", measured)
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))  # every probe takes a second
