@@ -41,7 +41,8 @@ class Arguments:
     """YAML file of settings by the names of these flags, and `settings:` of the federations."""
     policies: tuple[str, ...] | None = None
     """Run directories of trained policies; `shipped` is the one that comes with the package for each data set, or that
-    for Fashion-MNIST. If neither policies nor rules are said, it is compared with the usual rules."""
+    for Fashion-MNIST. `shipped:safeguard=false` weighs its trust otherwise. If neither policies nor rules are said, it
+    is compared with the usual rules."""
     rules: tuple[str, ...] | None = None
     """Aggregation rules; oracle, anchored_oracle and root_only are always run, for the figures of merit."""
     attacks: tuple[str, ...] | None = None

@@ -75,8 +75,8 @@ def load_policy(path: Path | str, *, trusted: bool = False) -> TrustNet:
         trusted: The ``.zip`` comes from somebody whose code you would run: loading it runs code in it.
 
     Returns:
-        A plain module: fingerprint (N, 6) to trust (N,), for any N. ``TrustAggregator`` finds the weighting of its
-        training in it.
+        A plain module: fingerprint (N, 6) to trust (N,), for any N. ``TrustAggregator`` finds in it how its trust is
+        to be weighed.
 
     Raises:
         PolicyFileError: A file is missing or damaged, the policy was made for another layout of features, there is no
@@ -123,7 +123,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
 
 
 def weighting_of(policy: nn.Module) -> TrustWeighting:
-    """The weighting that a policy was trained with, as far as it is known; else the usual one."""
+    """How a policy's trust is to be weighed, as far as it is known; else the usual way."""
     weighting = getattr(policy, "weighting", None)
     return weighting if isinstance(weighting, TrustWeighting) else TrustWeighting()
 

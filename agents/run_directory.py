@@ -65,8 +65,10 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def _check_resumable(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     old = read_config(directory)
-    changed = [name for name in config if name not in _MAY_CHANGE and old.get(name) != config[name]]
+    # A setting that the run's version did not know yet is none that can differ.
+    known = [name for name in config if name in old and name not in _MAY_CHANGE]
+    changed = [name for name in known if old[name] != config[name]]
     if changed:
-        differences = ", ".join(f"{name} was {old.get(name)!r}, is {config[name]!r}" for name in changed)
+        differences = ", ".join(f"{name} was {old[name]!r}, is {config[name]!r}" for name in changed)
         raise ValueError(f"{directory} is a run with other settings ({differences}); only timesteps may change")
     return old

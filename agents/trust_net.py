@@ -91,7 +91,7 @@ class TrustNet(Trunk):
         features: Number of features of a client.
 
     Attributes:
-        weighting: How its trust became an update in training, if its file says so.
+        weighting: How its trust becomes an update, if its file says so.
     """
 
     weighting: object = None

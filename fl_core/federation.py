@@ -238,7 +238,7 @@ class Federation:
         Args:
             updates: (M, P), candidates; a row of zeros is the present model.
             split: ``"validation"`` while an agent is trained, ``"test"`` for reported figures only.
-            at_most: Number of samples, evenly spread over the split; ``None`` for all of them.
+            at_most: Largest number of samples: every second, third, ... of the split; ``None`` for all of them.
         """
         return self._scorer.evaluate(self.shared + updates, self.local[-1], self.simulator.images, split, at_most)
 

@@ -42,7 +42,7 @@ class Scorer:
             local: (L,), the server's.
             reference_images: (R, C, H, W), what the statistics are estimated on.
             split: ``"validation"`` or ``"test"``.
-            at_most: Number of samples, evenly spread over the split; ``None`` for all of them.
+            at_most: Largest number of samples: every second, third, ... of the split; ``None`` for all of them.
 
         Raises:
             ValueError: Another split, or fewer than one sample.

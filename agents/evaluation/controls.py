@@ -25,7 +25,8 @@ ROOT_LABELS_SHUFFLED = "root labels shuffled"
 class ShuffledFeatures(Rule):
     """A rule that sees each feature permuted among the accepted clients.
 
-    What is left is the distribution of each feature in the round, but no longer whose it is.
+    What is left is the distribution of each feature in the round, but no longer whose it is. A safeguard behind the
+    rule sees as well as before: it judges models.
 
     Attributes:
         rule: The rule.

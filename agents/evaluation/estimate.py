@@ -31,19 +31,19 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
         mine = [cell for cell in cells if (cell.env_id, cell.num_clients) == group]
         plain = [cell for cell in mine if not _searches(cell.attack)]
         probe = max(plain or mine, key=lambda cell: cell.malicious_fraction)
-        apart = {one.label for one in grid.contestants(probe.env_id) if not meets_attackers(grid, one)}
+        run_once = {one.label for one in grid.contestants(probe.env_id) if not meets_attackers(grid, one)}
         started = time.perf_counter()
         result = run_cell(short, probe)
         seconds = time.perf_counter() - started
         once = _set_up(result)
-        rounds = [timing["seconds_per_round"] for timing in result.timings]
-        scoring = max(seconds - once - FINAL_ROUNDS * sum(rounds), 0) / FINAL_ROUNDS / max(len(rounds), 1)
+        round_seconds = [timing["seconds_per_round"] for timing in result.timings]
+        scoring = max(seconds - once - FINAL_ROUNDS * sum(round_seconds), 0) / FINAL_ROUNDS / max(len(round_seconds), 1)
         seeds = len({cell.seed for cell in mine})
         total += seeds * once * min(workers, count / seeds)  # at worst, every worker meets every seed
         # References are run once for all attacks on the same clients, at worst in every worker.
-        shared = min(len({replace(cell, attack=NO_ATTACK) for cell in mine}) * workers, count)
-        for timing, of_round in zip(result.timings, rounds, strict=True):
-            runs = shared if timing["rule"] in apart else count
+        reference_runs = min(len({replace(cell, attack=NO_ATTACK) for cell in mine}) * workers, count)
+        for timing, of_round in zip(result.timings, round_seconds, strict=True):
+            runs = reference_runs if timing["rule"] in run_once else count
             total += runs * (grid.rounds * of_round + len(curve_rounds(grid.rounds)) * scoring)
         searching = Counter(cell.attack for cell in mine if _searches(cell.attack)) if plain else Counter()
         if searching:

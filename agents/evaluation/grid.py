@@ -7,11 +7,10 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
-import yaml
-
 from agents.environments import base_env, make_env
 from agents.evaluation.contestants import Contestant, contestants
 from agents.evaluation.heterogeneity import parse_heterogeneity
+from agents.evaluation.options import parse_options
 from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.config import FederationConfig
@@ -229,16 +228,10 @@ def parse_attack(spec: str) -> tuple[str, dict[str, Any]]:
     """Name and options of ``"sign_flip"`` or ``"sign_flip:scale=3,colluding=true"``.
 
     Raises:
-        ValueError: An option without a value.
+        ValueError: An option without a value, or with one that cannot be read.
     """
     name, _, given = spec.partition(":")
-    options: dict[str, Any] = {}
-    for part in filter(None, given.split(",")):
-        option, equals, value = part.partition("=")
-        if not equals or not value:
-            raise ValueError(f"attack {spec!r}: option {part!r} has no value; write {name}:{option}=VALUE")
-        options[option.strip()] = yaml.safe_load(value)
-    return name, options
+    return name, parse_options(spec, name, given)
 
 
 def _attacked(attack: str, fraction: float) -> tuple[str, float]:

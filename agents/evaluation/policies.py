@@ -5,9 +5,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card, weighting_of
+from agents.evaluation.options import parse_options
 from fl_core.aggregation import TrustWeighting
 from fl_core.registry import check_known
 
@@ -49,13 +48,12 @@ def parse_policy(spec: str) -> tuple[str, dict[str, Any]]:
     """A policy, and how its trust is weighed otherwise than its card says: ``"runs/mine:safeguard=false"``.
 
     Raises:
-        ValueError: The weighting has no such option.
+        ValueError: The weighting has no such option, or an option has no value.
     """
-    path, colon, given = spec.rpartition(":")
-    if not colon or "=" not in given:
+    path, _, given = spec.rpartition(":")
+    if not path or any(separator in given for separator in "/\\") or Path(spec).exists():
         return spec, {}
-    pairs = (each.partition("=") for each in given.split(","))
-    options = {name.strip(): yaml.safe_load(value) for name, _, value in pairs}
+    options = parse_options(spec, path, given)
     check_known("option of a policy", options, [each.name for each in fields(TrustWeighting)])
     return path, options
 
@@ -88,15 +86,15 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     digest = hashlib.sha256()
     for name, value in sorted(policy.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
-    weighs = replace(weighting_of(policy), **weighting)
-    if weighs != TrustWeighting():
-        digest.update(repr(weighs).encode())
+    weighting_used = replace(weighting_of(policy), **weighting)
+    if weighting_used != TrustWeighting():
+        digest.update(repr(weighting_used).encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     return PolicyFacts(
         source,
         digest.hexdigest(),
-        weighs,
+        weighting_used,
         None if seen is None else tuple(seen),
         None if threshold is None else float(threshold),
         provenance,

@@ -1,6 +1,6 @@
 """One federation from its first round to its last under one rule, and what it was worth."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import isnan
@@ -18,7 +18,7 @@ from agents.evaluation.grid import FINAL_ROUNDS, NO_ATTACK, Cell, Grid, parse_at
 from agents.evaluation.stopwatch import Stopwatch
 from fl_core import Federation, Scenario
 from fl_core.aggregation import ReferenceRule, Rule
-from fl_core.attacks import make_attack
+from fl_core.attacks import Attack, make_attack
 from fl_core.config import FederationConfig
 
 # Test accuracy is measured at this many rounds of a run at most, evenly spread, for the learning curves.
@@ -54,20 +54,23 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
     """
     config = grid.config(cell.env_id, cell.num_clients, cell.seed)
     if meets_attackers(grid, contestant):
-        trace = _run(config, contestant, cell, grid.rounds, (cell.attack,), features=grid.features)
+        trace = _run(config, contestant, cell, grid.rounds, features=grid.features)
     else:
         trace = _run_unattacked(config, contestant, replace(cell, attack=NO_ATTACK), grid.rounds, grid.attacks)
-    corrupted = corrupted_rounds(cell.scenario(), trace.malicious, grid.rounds)
+        trace = replace(trace, corrupted=corrupted_rounds(cell.scenario(), trace.malicious, grid.rounds))
+    attack_success = trace.attack_success.get(cell.attack)
+    if isinstance(attack_success, Exception):
+        raise attack_success
     threshold = contestant.policy.threshold if contestant.policy is not None else None
     detection = Detection(THRESHOLD if threshold is None else threshold)
-    for weights, attacked in zip(trace.weights, corrupted, strict=True):
+    for weights, attacked in zip(trace.weights, trace.corrupted, strict=True):
         detection.add(weights, attacked)
     label = contestant.label
-    figures = {**trace.figures, "attack_success": trace.attack_success.get(cell.attack), **detection.figures()}
+    figures = {**trace.figures, "attack_success": attack_success, **detection.figures()}
     curves: Arrays = {
         "curve_rounds": np.array(curve_rounds(grid.rounds)),
         "malicious": trace.malicious.numpy(),
-        "corrupted": corrupted.numpy(),
+        "corrupted": trace.corrupted.numpy(),
         f"{label}/accuracy": np.array(trace.accuracies, dtype=np.float32),
     }
     if any(weights is not None for weights in trace.weights):
@@ -86,8 +89,16 @@ def run_rule(grid: Grid, contestant: Contestant, cell: Cell) -> tuple[dict[str, 
 def corrupted_rounds(scenario: Scenario, malicious: Tensor, rounds: int) -> Tensor:
     """Whose update is an attack in which round, (rounds, N) bool, from the clients (N,) that are malicious."""
     attack = scenario.make_attack()
+    attack.reset()
     active = [number >= scenario.onset and attack.active(number) for number in range(rounds)]
     return torch.tensor(active)[:, None] & malicious
+
+
+def _fresh(spec: str) -> Attack:
+    name, options = parse_attack(spec)
+    attack = make_attack(name, **options)
+    attack.reset()
+    return attack
 
 
 def identity(grid: Grid, contestant: Contestant, cell: Cell) -> dict[str, Any]:
@@ -127,19 +138,22 @@ class _Trace:
 
     Attributes:
         figures: Columns of results.csv on test data.
-        attack_success: That of each attack that was asked for, mean over the final rounds.
+        attack_success: By attack, mean over the final rounds; ``None`` for one without a target, and what was raised by
+            one that failed.
         timing: Columns of timings.csv.
         accuracies: Test accuracy at ``curve_rounds``.
         malicious: (N,) bool.
+        corrupted: (rounds, N) bool, whose update was an attack.
         weights: (N,) on the CPU for each round, or ``None``.
         features: (N, 6) float16 for each round, if they were recorded.
     """
 
-    figures: dict[str, float | None]
-    attack_success: dict[str, float | None]
+    figures: dict[str, Any]
+    attack_success: dict[str, float | Exception | None]
     timing: dict[str, float | None]
     accuracies: list[float]
     malicious: Tensor
+    corrupted: Tensor
     weights: list[Tensor | None]
     features: list[NDArray[np.float16]]
 
@@ -150,19 +164,20 @@ def _run(
     contestant: Contestant,
     cell: Cell,
     rounds: int,
-    attacks: tuple[str, ...],
+    others: tuple[str, ...] = (),
     *,
     features: bool = False,
 ) -> _Trace:
+    """Runs a rule in a cell; ``others`` are attacks that are asked about their success beside the cell's own."""
     kind = ShuffledRootFederation if contestant.control == ROOT_LABELS_SHUFFLED else Federation
     federation = kind(config)
     federation.reset(cell.scenario(), entropy=cell.seed)
     watch = Stopwatch()
     federation.fingerprinter = watch.around(federation.fingerprinter)
     rule = ready(contestant.make(config, cell.seed), federation)
-    scores = _Scores(federation, attacks)
+    scores = _Scores(federation, {cell.attack: federation.attack, **{spec: _fresh(spec) for spec in others}})
     weights: list[Tensor | None] = []
-    recorded = []
+    corrupted, recorded = [], []
     measured = curve_rounds(rounds)
     for number in range(rounds):
         with watch.round():
@@ -173,7 +188,9 @@ def _run(
             recorded.append(round_.view.fingerprint.observation.cpu().numpy().astype(np.float16))
         with watch.round_goes_on():
             federation.apply(aggregate.update)
-        weights.append(None if aggregate.weights is None else aggregate.weights.cpu())
+        corrupted.append(round_.corrupted)
+        # A copy: a rule may go on writing into what it has returned.
+        weights.append(None if aggregate.weights is None else aggregate.weights.detach().cpu().clone())
         if number in measured:
             scores.add(final=number >= rounds - FINAL_ROUNDS)
     return _Trace(
@@ -182,6 +199,7 @@ def _run(
         watch.figures(),
         scores.accuracies,
         federation.malicious,
+        torch.stack(corrupted),
         weights,
         recorded,
     )
@@ -194,14 +212,10 @@ _run_unattacked = lru_cache(maxsize=2 * len(REFERENCES))(_run)
 class _Scores:
     """Test figures of a run: a curve of accuracy, and means over the final rounds."""
 
-    def __init__(self, federation: Federation, attacks: tuple[str, ...]) -> None:
-        self._federation = federation
-        self._attacks = {}
-        for spec in attacks:
-            name, options = parse_attack(spec)
-            self._attacks[spec] = make_attack(name, **options)
+    def __init__(self, federation: Federation, attacks: Mapping[str, Attack]) -> None:
+        self._federation, self._attacks = federation, attacks
         self._final: list[Mapping[str, float]] = []
-        self._success: list[Mapping[str, float]] = []
+        self._success: dict[str, list[float | Exception]] = {spec: [] for spec in attacks}
         self._classes: list[NDArray[np.float64]] = []
         self._clients: list[NDArray[np.float64]] = []
         self.accuracies: list[float] = []
@@ -215,27 +229,39 @@ class _Scores:
         self.accuracies.append(accuracy)
         if final:
             self._final.append({"test_accuracy": accuracy, "test_loss": float(metrics.loss[0])})
-            self._success.append({s: federation.attack_success("test", attack) for s, attack in self._attacks.items()})
+            for spec, attack in self._attacks.items():
+                self._success[spec].append(_asked(federation, attack))
             self._classes.append(metrics.class_accuracy[0].cpu().numpy())
             self._clients.append(federation.evaluate_personalised("test").cpu()[~federation.malicious].numpy())
 
-    def attack_success(self) -> dict[str, float | None]:
-        """Mean over the final rounds for each attack; ``None`` for one without a target."""
-        return _means(self._success)
+    def attack_success(self) -> dict[str, float | Exception | None]:
+        """By attack, see ``_Trace``."""
+        return {spec: _mean(answers) for spec, answers in self._success.items()}
 
-    def figures(self) -> dict[str, float | None]:
+    def figures(self) -> dict[str, Any]:
         """Means over the final rounds; the worst class and client are those whose own mean is lowest."""
         classes, clients = np.mean(self._classes, axis=0), np.mean(self._clients, axis=0)
         known = classes[~np.isnan(classes)]
         return {
-            **_means(self._final),
+            **{name: _mean([figures[name] for figures in self._final]) for name in self._final[0]},
             "worst_class_accuracy": float(known.min()) if len(known) else None,
             "personalised_accuracy": float(clients.mean()),
             "worst_client_accuracy": float(clients.min()),
         }
 
 
-def _means(rounds: list[Mapping[str, float]]) -> dict[str, float | None]:
-    """Each entry's mean over the rounds in which it is a number."""
-    known = {name: [figures[name] for figures in rounds if not isnan(figures[name])] for name in rounds[0]}
-    return {name: sum(values) / len(values) if values else None for name, values in known.items()}
+def _asked(federation: Federation, attack: Attack) -> float | Exception:
+    """An attack's success against the present model; what it raises, if it cannot say."""
+    try:
+        return federation.attack_success("test", attack)
+    except Exception as error:  # a user's attack may raise anything; the others are asked all the same
+        return error
+
+
+def _mean(values: Sequence[float | Exception]) -> float | Exception | None:
+    """Mean of those that are numbers, ``None`` if none is; the first error, if there is one."""
+    errors = [value for value in values if isinstance(value, Exception)]
+    known = [value for value in values if not isinstance(value, Exception) and not isnan(value)]
+    if errors:
+        return errors[0]
+    return sum(known) / len(known) if known else None

@@ -1,7 +1,7 @@
 """From trust to an update: clip, weigh, let the reference update take part, and look before the step is taken."""
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf
 from typing import ClassVar
 
@@ -42,8 +42,10 @@ class TrustWeighting:
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        if not 0 <= self.root_anchor < inf:
-            raise ValueError(f"root_anchor must be 0 or more and finite, got {self.root_anchor}")
+        anchor = self.root_anchor
+        if isinstance(anchor, bool) or not isinstance(anchor, int | float) or not 0 <= anchor < inf:
+            raise ValueError(f"root_anchor must be a number of 0 or more and finite, got {anchor!r}")
+        object.__setattr__(self, "root_anchor", float(anchor))
         if not isinstance(self.safeguard, bool):
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
 
@@ -118,7 +120,8 @@ def _safest(view: ServerView, clipped: Tensor, weights: Tensor) -> Aggregate:
     root_weights = 1 - candidates.sum(dim=1)
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
     best = int(view.root_losses(updates).argmin())
-    return Aggregate(updates[best], candidates[best], float(root_weights[best]))
+    # Copies: what is kept of the round should not hold on to all candidates.
+    return Aggregate(updates[best].clone(), candidates[best].clone(), float(root_weights[best]))
 
 
 @register_rule("shapley")
@@ -152,10 +155,11 @@ class SafeguardedShapley(ShapleyTrust):
     Checked against: the losses of its candidates one by one.
 
     Attributes:
-        weighting: How trust becomes an update.
+        weighting: How trust becomes an update; the safeguard is on, whatever it says.
     """
 
-    weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(safeguard=True))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weighting", replace(self.weighting, safeguard=True))
 
 
 @register_rule("root_cosine")

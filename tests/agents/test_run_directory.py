@@ -72,6 +72,13 @@ def test_resuming_with_other_settings_is_refused_naming_old_and_new_values(tmp_p
     assert contents(tmp_path / "run") == before
 
 
+def test_a_setting_that_the_runs_version_did_not_have_yet_is_no_difference(tmp_path: Path) -> None:
+    directory = a_run(tmp_path / "run")
+    assert open_run(directory, {**SETTINGS, "safeguard": True}, resume=True, overwrite=False) == directory
+    with pytest.raises(ValueError, match="safeguard was True, is False"):
+        open_run(directory, {**SETTINGS, "safeguard": False}, resume=True, overwrite=False)
+
+
 def test_resuming_without_config_is_refused(tmp_path: Path) -> None:
     (a_run(tmp_path / "run") / CONFIG).unlink()
     with pytest.raises(ValueError, match=r"nothing to resume.*config\.json"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.evaluation import CellResult, Grid, run_grid
+from agents.evaluation import CellResult, Grid, run_grid, runs
 
 MakeGrid = Callable[..., Grid]
 
@@ -24,6 +24,12 @@ def small_grid(**changes: Any) -> Grid:
         "features": False,
     }
     return Grid(**{**fields, **changes})
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    """References that an earlier test has run, perhaps on a federation of its own making, are not taken for others'."""
+    runs._run_unattacked.cache_clear()
 
 
 @pytest.fixture

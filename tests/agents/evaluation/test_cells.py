@@ -1,7 +1,7 @@
 """A cell: paired, and with the figures that a loop by hand gives."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from fl_core import Federation
 from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
 from fl_core.aggregation.base import _RULES
 from fl_core.aggregation.mean import FedAvg
-from fl_core.attacks import attack_factory, attack_names
+from fl_core.attacks import attack_factory, attack_names, register_attack
+from fl_core.attacks.base import _ATTACKS
+from fl_core.attacks.simple import SignFlip
 from optigrad_env import TRAIN_ATTACKS
 
 Row = dict[str, Any]
@@ -116,7 +118,6 @@ def test_all_rules_of_a_cell_see_the_same_partition_attackers_model_and_first_ro
             return round_
 
     monkeypatch.setattr(runs, "Federation", Watched)
-    runs._run_unattacked.cache_clear()
     list(run_grid(make_grid(attacks=("alie",), malicious_fractions=(0.4,), seeds=(0, 1))))
     assert len(seen) == 10
     for cell in (seen[:5], seen[5:]):
@@ -153,6 +154,73 @@ def test_references_that_are_run_once_for_all_attacks_are_what_they_would_be_und
         assert left.curves.keys() == right.curves.keys()
         for name, values in left.curves.items():
             np.testing.assert_array_equal(values, right.curves[name])
+
+
+@pytest.fixture
+def remembering() -> Iterator[str]:
+    """An attack with a memory: when it is active, and what it wants of the model, come from what it has kept."""
+
+    @register_attack("remembering")
+    @dataclass(frozen=True, eq=False)
+    class Remembering(SignFlip):
+        kept: dict[str, Any] = field(default_factory=dict)
+
+        def reset(self) -> None:
+            self.kept.clear()
+            self.kept["from"] = 2
+
+        def active(self, round_: int) -> bool:
+            return round_ >= self.kept["from"]
+
+        def corrupt(self, own: Any, honest: Any, adversary: Any) -> Any:
+            self.kept["target"] = 1
+            return super().corrupt(own, honest, adversary)
+
+        def triggered(self, images: Any, labels: Any) -> Any:
+            return images, torch.full_like(labels, self.kept["target"]) if "target" in self.kept else labels
+
+    yield "remembering"
+    _ATTACKS._factories.pop("remembering")
+
+
+def test_an_attack_that_remembers_is_asked_what_it_remembers(make_grid: Callable[..., Grid], remembering: str) -> None:
+    grid = make_grid(attacks=(remembering,), malicious_fractions=(0.4,))
+    result = run_cell(grid, grid.cells()[0])
+    assert not result.failures
+    assert result.curves["corrupted"].any(axis=1).tolist() == [False, False, True, True]
+    (fedavg,), (oracle,) = select(result.rows, rule="fedavg"), select(result.rows, rule="oracle")
+    assert 0 < fedavg["attack_success"] < 0.6  # of the target that it set, a class of ten
+    assert oracle["attack_success"] == pytest.approx(oracle["test_accuracy"])  # it never met that model
+
+
+def test_an_attack_that_fails_to_say_what_it_wants_costs_its_own_cells_alone(make_grid: Callable[..., Grid]) -> None:
+    @register_attack("speechless")
+    class Speechless(SignFlip):
+        def triggered(self, images: Any, labels: Any) -> Any:
+            raise ZeroDivisionError("no target")
+
+    try:
+        other, own = run_grid(make_grid(attacks=("sign_flip", "speechless"), malicious_fractions=(0.4,)))
+    finally:
+        _ATTACKS._factories.pop("speechless")
+    assert not other.failures
+    assert len(other.rows) == 5
+    assert {failure.error for failure in own.failures} == {"ZeroDivisionError: no target"}
+    assert len(own.failures) == 5
+
+
+def test_a_rule_may_write_into_the_weights_that_it_has_returned(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean, kept = FedAvg.aggregate, torch.zeros(5)
+
+    def reusing(rule: FedAvg, view: ServerView) -> Aggregate:
+        kept.fill_(1 + view.round)
+        return replace(mean(rule, view), weights=kept)
+
+    monkeypatch.setattr(FedAvg, "aggregate", reusing)
+    grid = make_grid(rules=("fedavg",), malicious_fractions=(0.0,))
+    assert run_cell(grid, grid.cells()[0]).curves["fedavg/weights"][:, 0].tolist() == [1, 2, 3, 4]
 
 
 def test_the_same_cell_gives_the_same_figures_again_whatever_ran_before(

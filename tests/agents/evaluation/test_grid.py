@@ -10,6 +10,7 @@ from agents.deployed import save_policy
 from agents.evaluation import Cell, Grid
 from agents.evaluation.grid import parse_attack
 from agents.evaluation.heterogeneity import parse_heterogeneity, show_heterogeneity
+from agents.evaluation.policies import parse_policy
 from agents.trust_net import TrustNet
 from fl_core.attacks import attack_names
 from optigrad_env import TRAIN_ATTACKS
@@ -127,12 +128,33 @@ def test_a_policy_may_be_given_with_options_which_say_how_its_trust_is_weighed(
     assert len(set(grid.to_json()["policies"].values())) == 3
 
 
+def test_a_directory_whose_name_looks_like_options_is_a_directory(tmp_path: Path) -> None:
+    for name in ("run:lr=0.1", "run:root_anchor=2"):
+        (tmp_path / name).mkdir()
+        assert parse_policy(str(tmp_path / name)) == (str(tmp_path / name), {})
+    assert parse_policy("C:\\runs\\a=b") == ("C:\\runs\\a=b", {})
+    assert parse_policy("C:\\runs\\a:root_anchor=2,") == ("C:\\runs\\a", {"root_anchor": 2})
+
+
+def test_the_same_weighting_is_the_same_policy_however_it_is_written(
+    make_grid: Callable[..., Grid], saved_policy: Path
+) -> None:
+    grids = [make_grid(policies=(f"{saved_policy}:root_anchor={anchor}",)) for anchor in ("2", "2.0", "3")]
+    two, also_two, three = (tuple(grid.to_json()["policies"].values()) for grid in grids)
+    assert two == also_two != three
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("safegard=true", "unknown option of a policy 'safegard'; there are: update_clip, root_anchor, safeguard"),
         ("safeguard=maybe", "safeguard must be true or false, got 'maybe'"),
         ("update_clip=mode", "unknown update_clip 'mode'"),
+        ("root_anchor=1e9", "root_anchor must be a number .*got '1e9'"),
+        ("root_anchor=true", "root_anchor must be a number .*got True"),
+        ("safeguard", "option 'safeguard' has no value; write .*:safeguard=VALUE"),
+        ("safeguard=", "option 'safeguard=' has no value"),
+        ("safeguard=[", r"the value of option 'safeguard=\[' cannot be read"),
     ],
 )
 def test_wrong_options_of_a_policy_are_named(

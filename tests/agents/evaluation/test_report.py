@@ -115,9 +115,14 @@ def test_the_circumstances_and_the_regret_under_each_attack_by_hand(make_rows: M
     assert regrets["OptiGrad/Digits-v0", 10.0, "0.5", "alie", 0.3]["fedavg"] == pytest.approx(15)
 
 
-def test_the_focus_is_the_best_policy_else_the_best_rule_that_knows_no_truth(make_rows: MakeRows) -> None:
+def test_the_focus_is_the_first_policy_that_was_named_whatever_the_test_data_say(make_rows: MakeRows) -> None:
     entries = summarise(make_rows(rules=("oracle", "krum", "fedavg", "mine")))
     assert focus(entries, ["mine"]) == "mine"
+    assert [focus(entries, ["fedavg", "mine"]), focus(entries, ["mine", "fedavg"])] == ["fedavg", "mine"]
+
+
+def test_without_policies_the_focus_is_the_best_rule_that_knows_no_truth(make_rows: MakeRows) -> None:
+    entries = summarise(make_rows(rules=("oracle", "krum", "fedavg", "mine")))
     assert focus(entries, []) == "krum"
     assert kind_of("mine (features shuffled)", ["mine"]) == "control"
     assert [kind_of(rule, ["mine"]) for rule in ("mine", "oracle", "root_only", "krum")] == [

@@ -174,6 +174,23 @@ def test_the_safeguarded_rules_trust_is_the_unsafeguarded_ones(view, normal):
     assert losses[0] <= losses[1]
 
 
+@pytest.mark.parametrize("weighting", [TrustWeighting(), TrustWeighting(root_anchor=2), TrustWeighting(safeguard=True)])
+def test_the_safeguarded_rule_has_the_safeguard_whatever_weighting_it_is_given(weighting):
+    rule = make_rule("safeguarded_shapley", weighting=weighting)
+    assert (rule.weighting.safeguard, rule.weighting.root_anchor) == (True, weighting.root_anchor)
+
+
+def test_the_safeguard_leaves_rejected_clients_out(seen, digits_view):
+    updates = digits_view.updates.clone()
+    updates[3, 7] = float("inf")
+    rule = GivenTrust(torch.ones(8), TrustWeighting(safeguard=True))
+    result, without = rule(seen(updates)), seen(updates[torch.arange(8) != 3])
+    assert result.weights[3] == 0
+    torch.testing.assert_close(result.update, GivenTrust(torch.ones(7), rule.weighting)(without).update)
+    nobody = rule(seen(torch.full_like(updates, float("nan"))))
+    assert torch.equal(nobody.update, digits_view.reference)
+
+
 def test_a_safeguard_that_is_neither_on_nor_off_is_refused():
     with pytest.raises(ValueError, match="safeguard must be true or false, got 'yes'"):
         TrustWeighting(safeguard="yes")
