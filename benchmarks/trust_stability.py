@@ -31,8 +31,12 @@ class Arguments:
 
     results: Annotated[Path, tyro.conf.Positional]
     """Results directory with `results.csv` and `curves/`."""
-    rules: tuple[str, ...] = ("optigradtrust", "shapley", "fltrust", "logistic", "dnc", "anchored_oracle")
-    """Rules that give weights."""
+    rules: tuple[str, ...] = (
+        "optigradtrust (safeguard=false)",
+        "optigradtrust",
+        *("shapley", "fltrust", "logistic", "dnc", "anchored_oracle"),
+    )
+    """Rules that give weights. Without the safeguard a policy's are its trust and nothing else."""
     out: Path = Path("results/trust_stability.csv")
     """Where the rows go."""
 
