@@ -1,6 +1,7 @@
 """Compares policies where choices may be made: train attacks, validation data, federations of their own.
 
     python benchmarks/levers.py runs/one digits digits:safeguard=false     # rows are appended to results/levers.csv
+    python benchmarks/levers.py --fractions 0 --seeds 60 digits digits:safeguard=false
 
 Every train attack in both forms at the usual and at four times the usual strength, 30, 45 and 60 % of 20 clients
 malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split seeds from
@@ -36,7 +37,6 @@ COLUMNS = (
 )
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
-FRACTIONS = (0.0, 0.3, 0.45, 0.6)
 REFERENCES = ("oracle", "anchored_oracle", "root_only")
 
 
@@ -54,6 +54,8 @@ class Arguments:
     """Federations."""
     num_clients: int = 20
     """Clients."""
+    fractions: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
+    """Shares of malicious clients; 0 is no attack."""
     workers: int = 2
     """Processes, one thread each."""
     out: Path = Path("results/levers.csv")
@@ -105,7 +107,7 @@ def main(arguments: Arguments) -> None:
         (0.0, alpha, Scenario("none", 0.0, alpha))
         if fraction == 0
         else (fraction, alpha, Scenario(n, fraction, alpha, 0, o))
-        for alpha, fraction in product((0.5, 0.1), FRACTIONS)
+        for alpha, fraction in product((0.5, 0.1), arguments.fractions)
         for n, o in (attacks() if fraction else [("none", {})])
     ]
     tasks = [(label, *key, seed) for label in labels for key in scenarios for seed in range(arguments.seeds)]
@@ -121,7 +123,7 @@ def main(arguments: Arguments) -> None:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:
             writer.writeheader()
-        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), FRACTIONS):
+        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), arguments.fractions):
             keys = [key for key in of if key[:3] == (label, alpha, fraction)]
             to_oracle = [fmean(of["oracle", *key[1:]]) - fmean(of[key]) for key in keys]
             to_anchored = [fmean(of["anchored_oracle", *key[1:]]) - fmean(of[key]) for key in keys]
