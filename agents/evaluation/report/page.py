@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from agents.evaluation.report.tables import Table, to_html
 
 _STYLE = """
@@ -58,8 +60,15 @@ code, pre { background: var(--card); border-radius: .25rem; font: .85em/1.5 ui-m
 pre { overflow-x: auto; padding: .6rem .8rem; white-space: pre-wrap; }
 @media (max-width: 40rem) { dl { grid-template-columns: 1fr; } dd { margin-bottom: .5rem; } }
 @media print { body { font-size: 10px; max-width: none; padding: 0; } .scroll { overflow: visible; }
-  tbody th, tbody td, thead button { padding: .2rem .25rem; } thead button, td small { font-size: 8px; }
-  h2 { break-after: avoid; } @page { margin: 1.2cm; size: A4 landscape; } }
+  tbody th, tbody td, thead th { padding: .12rem .25rem; } thead th, td small { font-size: 8px; line-height: 1.2; }
+  /* A button is not painted where a head is repeated on the next page, its text is. */
+  thead th { font-weight: 600; text-align: right; } thead th:first-child { text-align: left; }
+  thead button { display: contents; } thead button::after { content: none; }
+  h2, figcaption { break-after: avoid; } h2 { margin-top: 1.4rem; } figure { margin: .6rem 0 1rem; }
+  figure.table { break-inside: auto; } thead, tr, dd { break-inside: avoid; } pre { font-size: 7px; line-height: 1.25; }
+  .plots section { break-inside: avoid; flex-basis: calc(.66 * var(--width)); }
+  figure svg { width: calc(.66 * var(--width)); }
+  @page { margin: 1.2cm; size: A4 landscape; } }
 """
 
 # A click sorts by a column, another one the other way round; missing figures stay last.
@@ -196,5 +205,12 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 def _fact(value: Any) -> str:
     if isinstance(value, Mapping | list | tuple):
-        return f"<pre>{html.escape(json.dumps(value, indent=1, default=str))}</pre>" if value else "none"
+        return f"<pre>{html.escape(_as_yaml(value))}</pre>" if value else "none"
     return f"<code>{html.escape(str(value))}</code>" if value is not None else "not known"
+
+
+def _as_yaml(value: Any) -> str:
+    """Nested facts for people: a list of plain values is one line."""
+    plain = json.loads(json.dumps(value, default=str))
+    text: str = yaml.safe_dump(plain, allow_unicode=True, default_flow_style=None, sort_keys=False, width=110)
+    return text.strip()

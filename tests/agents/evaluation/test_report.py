@@ -242,11 +242,23 @@ def test_every_kind_of_grid_has_a_report(tmp_path: Path, make_rows: MakeRows, ch
     }
 
 
-def test_old_results_without_the_newer_columns_have_a_report_too(tmp_path: Path) -> None:
+def test_results_that_were_copied_without_their_curves_have_a_report_too(tmp_path: Path) -> None:
     committed = Path(__file__).parents[3] / "results" / "held_out" / "results.csv"
     shutil.copy(committed, tmp_path / "results.csv")
     report = write_report(tmp_path, FACTS, ["optigradtrust"])
-    assert entry(report.entries, "fedavg")["accuracy"]["seeds"] == 10
+    assert entry(report.entries, "fedavg")["accuracy"]["seeds"] == 20
+    assert not (tmp_path / "plots" / "learning_curves.png").exists()
+
+
+def test_old_results_without_the_newer_columns_have_a_report_too(tmp_path: Path, make_rows: MakeRows) -> None:
+    newer = COLUMNS[COLUMNS.index("env_id") :]
+    rows = [{name: value for name, value in row.items() if name not in newer} for row in make_rows()]
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    report = write_report(tmp_path, FACTS, ["mine"])
+    assert entry(report.entries, "mine")["accuracy"]["seeds"] == 5
 
 
 def test_no_results_no_report(tmp_path: Path) -> None:
