@@ -115,8 +115,7 @@ class GivenTrust(TrustRule):
 def _safest(view: ServerView, clipped: Tensor, weights: Tensor) -> Aggregate:
     """Of weights (K, A), each mixed with the reference, what has the least loss on root data; of equals the first."""
     reference = require_reference(view, "the safeguard")
-    kept = weights.new_tensor(_KEPT)[:, None, None]
-    candidates = torch.cat([(kept * weights).flatten(0, 1), torch.zeros_like(weights[:1])])
+    candidates = torch.cat([*(share * weights for share in _KEPT), torch.zeros_like(weights[:1])])
     root_weights = 1 - candidates.sum(dim=1)
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
     best = int(view.root_losses(updates).argmin())
