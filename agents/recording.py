@@ -61,7 +61,10 @@ def record(
             keep(before, actions, observations, rewards, dones, infos)
         progress(envs.num_envs)
     masked = isinstance(envs.observation_space, spaces.Dict)
-    stacked = [_stack(rows) for rows in kept]
+    stacked = []
+    for rows in kept:
+        stacked.append(_stack(rows))
+        rows.clear()  # recorded rounds are gigabytes on images: not all of them twice
     return [Recording(f, rows, rows.present if masked else None) for f, rows in zip(federations, stacked, strict=True)]
 
 

@@ -230,12 +230,12 @@ def _warm_start(
         for i in range(settings.n_envs)
     ]
     wanted = settings.warm_start_length
-    share = affordable_share(copies[0], wanted)
+    share = affordable_share(copies[0], wanted, settings.warm_start_memory)
     lengths = WarmStart().scaled(share)
     if share < wanted:
         text = (
             f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for updates and images of this "
-            "size"
+            "size (--warm-start-length and --warm-start-memory are how to ask for more)"
         )
         console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
     total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)

@@ -222,7 +222,7 @@ def test_every_algorithm_runs_warm_started_and_its_policy_deploys_the_same_way(
 ) -> None:
     lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
     monkeypatch.setattr(training, "WarmStart", lambda: lengths)
-    monkeypatch.setattr(training, "affordable_share", lambda _, wanted: wanted)
+    monkeypatch.setattr(training, "affordable_share", lambda _, wanted, memory: wanted)
     settings = replace(arguments, algo=name, hyperparams=short_rollouts(name, tmp_path), warm_start="clone+gradient")
     assert main(settings) == 0
     policy = load_policy(arguments.run_dir)
