@@ -82,7 +82,7 @@ def _frozen(options: Options) -> tuple[tuple[str, Any], ...]:
 
 
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
-_WEIGHTING_SETTINGS = {"update_clip": "update_clip", "root_anchor": "root_anchor", "safeguard": "safeguard"}
+_WEIGHTING_SETTINGS = {field.name: field.name for field in fields(TrustWeighting)}
 
 
 def federation_settings() -> list[str]:
@@ -96,8 +96,7 @@ def configure(**settings: Any) -> FederationConfig:
 
     Args:
         **settings: Any of ``federation_settings()``: the fields of ``FederationConfig``, with ``local_steps``,
-            ``batch_size``, ``learning_rate``, ``update_clip``, ``root_anchor`` and ``safeguard`` in place of the nested
-            objects.
+            ``batch_size``, ``learning_rate`` and the fields of ``TrustWeighting`` in place of the nested objects.
 
     Raises:
         ValueError: An unknown setting (the message lists what there is), or a value out of range.

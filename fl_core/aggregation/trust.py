@@ -28,24 +28,29 @@ class TrustWeighting:
     The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
     the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
     them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. So no round
-    ends worse, by that loss, than trust alone or root data alone would have ended it, whoever was trusted.
+    ends worse, by that loss, than trust alone or root data alone would have ended it, whoever was trusted. The least of
+    nine losses on a few samples is not always the best model: with a *margin* only those candidates replace the first
+    whose gain over it is more than so many standard errors of the difference, sample by sample.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, or ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
+        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's.
     """
 
     update_clip: str = "median"
     root_anchor: float = 1.0
     safeguard: bool = False
+    safeguard_margin: float = 0.0
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        anchor = self.root_anchor
-        if isinstance(anchor, bool) or not isinstance(anchor, int | float) or not 0 <= anchor < inf:
-            raise ValueError(f"root_anchor must be a number of 0 or more and finite, got {anchor!r}")
-        object.__setattr__(self, "root_anchor", float(anchor))
+        for name in ("root_anchor", "safeguard_margin"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
+                raise ValueError(f"{name} must be a number of 0 or more and finite, got {value!r}")
+            object.__setattr__(self, name, float(value))
         if not isinstance(self.safeguard, bool):
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
 
@@ -75,7 +80,8 @@ class TrustWeighting:
         if self.safeguard:
             helpful = view.fingerprint.column("shapley")[~view.rejected] > 0
             # Where nobody with trust helps and there is no anchor either, nothing is left to be shared out.
-            return _safest(view, clipped, torch.stack([weights, self.weights(trust * helpful)[0].nan_to_num()]))
+            either = torch.stack([weights, self.weights(trust * helpful)[0].nan_to_num()])
+            return _safest(view, clipped, either, self.safeguard_margin)
         return Aggregate(weighted_mean(clipped, weights) + root_weight * reference, weights, float(root_weight))
 
 
@@ -112,15 +118,22 @@ class GivenTrust(TrustRule):
         return self.values[~view.rejected].to(view.updates.device)
 
 
-def _safest(view: ServerView, clipped: Tensor, weights: Tensor) -> Aggregate:
-    """Of weights (K, A), each mixed with the reference, what has the least loss on root data; of equals the first."""
+def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -> Aggregate:
+    """Of weights (2, A), each mixed with the reference, what has the least loss on root data; of equals the first."""
     reference = require_reference(view, "the safeguard")
     candidates = torch.cat([*(share * weights for share in _KEPT), torch.zeros_like(weights[:1])])
     root_weights = 1 - candidates.sum(dim=1)
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
-    best = int(view.root_losses(updates).argmin())
+    best = _least(view.root_sample_losses(updates), margin)
     # Copies: what is kept of the round should not hold on to all candidates.
     return Aggregate(updates[best].clone(), candidates[best].clone(), float(root_weights[best]))
+
+
+def _least(losses: Tensor, margin: float) -> int:
+    """The candidate of least mean loss (K, V), among the first and those that are better by more than the margin."""
+    means, gains = losses.mean(dim=1), losses[0] - losses
+    clearly = gains.mean(dim=1) > margin * gains.std(dim=1, correction=0) / losses.shape[1] ** 0.5
+    return int(torch.where(clearly, means, means[0]).argmin())
 
 
 @register_rule("shapley")

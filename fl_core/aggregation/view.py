@@ -79,6 +79,10 @@ class ServerView:
         Raises:
             ValueError: This view has no root data.
         """
+        return self.root_sample_losses(candidates).mean(dim=1)
+
+    def root_sample_losses(self, candidates: Tensor) -> Tensor:
+        """Like ``root_losses``, of each of the V samples by itself: (M, P) to (M, V) float64."""
         fingerprinter, model, local = self._root("the loss on root data")
         return fingerprinter.losses(candidates, model, local)
 

@@ -92,7 +92,8 @@ class UpdateAutoencoder(nn.Module):
         length, and honest updates do shrink along a run.
         """
         x = (_GAIN * sketches).double()
-        variance, directions = torch.linalg.eigh(x.T @ x / len(x))
+        # On the CPU whatever the device is: each library chooses the directions' signs in its own way.
+        variance, directions = (part.to(x.device) for part in torch.linalg.eigh((x.T @ x / len(x)).cpu()))
         variance = variance.flip(0)[:_LATENT].clamp_min(_WORTH / 10).float()
         directions = directions.flip(1).T.float()
         deviation = variance.sqrt()[:, None]

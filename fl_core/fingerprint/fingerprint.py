@@ -149,7 +149,7 @@ class Fingerprinter:
         return self._shapley(game, self._streams.torch(Purpose.SHAPLEY, round_) if self._shapley.draws else None)
 
     def losses(self, candidates: Tensor, shared: Tensor, local: Tensor) -> Tensor:
-        """Loss (M,) float64 on the utility half of the models ``shared + candidates``, (M, P), many at once.
+        """Capped loss (M, V) float64 on each sample of the utility half, of models ``shared + candidates``, (M, P).
 
         BatchNorm's statistics are each model's own, re-estimated on the reference half as they will be when the model
         is used. One set for all, as in the Shapley value's game, would let a single absurd candidate spoil the rest.
@@ -161,7 +161,7 @@ class Fingerprinter:
                 models = shared + piece
                 own = game.engine.reestimate(models, local.expand(len(piece), -1), game.reference_images)
                 logits = game.engine.logits(models, own, game.images)
-                losses.append(game.losses(logits).clamp_max(game.cap).mean(dim=1))
+                losses.append(game.losses(logits).clamp_max(game.cap))
         return torch.cat(losses).clone()
 
     def _game(self, updates: Tensor, clip: Tensor, shared: Tensor, local: Tensor) -> CoalitionGame:

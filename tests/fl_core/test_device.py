@@ -1,8 +1,11 @@
 """Rounds on another device: the same numbers, nothing mixed, and hardly anything read back.
 
-There is no GPU in the tests; pretend_device.py has what stands in for one, docs/gpu.md what that leaves open.
+Where there is no GPU, pretend_device.py has what stands in for one. ``OPTIGRAD_DEVICE=cuda pytest
+tests/fl_core/test_device.py`` takes a real one: the same comparisons, without the count of what is read back.
 """
 
+import copy
+import os
 from dataclasses import replace
 
 import pytest
@@ -19,7 +22,12 @@ from fl_core.models import ParameterLayout, make_network
 from fl_core.training import make_engine, make_objective
 from optigrad_env import OptiGradEnv
 
-from .pretend_device import DEVICE, pretending
+REAL = "OPTIGRAD_DEVICE" in os.environ
+autoencoder_of = federation._autoencoder
+if REAL:
+    DEVICE = check_device(os.environ["OPTIGRAD_DEVICE"])
+else:
+    from .pretend_device import DEVICE, pretending
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,11 +39,35 @@ def _autoencoders_of_their_own():
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """What ``device="cuda"`` names, and the count of what the host reads from it."""
+    """What ``device="cuda"`` names, and the count of what the host reads from it; ``None`` where it cannot be told."""
+    if REAL:
+        # Products of full precision, and the autoencoder of the CPU: hundreds of Adam's steps on numbers that are
+        # summed in another order end elsewhere.
+        monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+        monkeypatch.setattr(federation, "_autoencoder", moved_autoencoder)
+        yield None
+        return
     for module in (config, federation):
         monkeypatch.setattr(module, "check_device", lambda name: DEVICE if name == "cuda" else check_device(name))
     with pretending() as mode:
         yield mode
+
+
+def moved_autoencoder(settings, *root):
+    """What the CPU has trained, on the device of these settings."""
+    return copy.deepcopy(autoencoder_of(replace(settings, device="cpu"), *root)).to(check_device(settings.device))
+
+
+def forget_reads(gpu) -> None:
+    """The count begins again."""
+    if gpu is not None:
+        gpu.reads.clear()
+
+
+def assert_reads(gpu, count: int) -> None:
+    """How often the host read something since; a real GPU does not say."""
+    if gpu is not None:
+        assert sum(gpu.reads.values()) == count, gpu.reads
 
 
 def settings_on(device: str, **settings):
@@ -67,7 +99,7 @@ def test_engines_work_where_their_tensors_are_and_read_nothing_back(gpu, normal,
 
     expected = everything(*given)
     found = everything(*(tensor.to(DEVICE) for tensor in given))
-    assert not gpu.reads
+    assert_reads(gpu, 0)
     for one, other in zip(found, expected, strict=True):
         assert one.device == DEVICE
         torch.testing.assert_close(one.cpu(), other)
@@ -76,7 +108,7 @@ def test_engines_work_where_their_tensors_are_and_read_nothing_back(gpu, normal,
 def test_geometry_reads_nothing_back(gpu, normal, monkeypatch):
     given = normal(5, 3000), normal(3000, seed=1), torch.ones(3000)
     found = geometry.measure(*(tensor.to(DEVICE) for tensor in given))
-    assert not gpu.reads
+    assert_reads(gpu, 0)
     monkeypatch.setattr(native, "serves", lambda *tensors: False)
     for name, value in vars(geometry.measure(*given)).items():
         torch.testing.assert_close(getattr(found, name).cpu(), value, msg=name)
@@ -140,29 +172,41 @@ def test_the_fingerprint_is_the_same_on_either_device(gpu, shapley):
     torch.testing.assert_close(found[1].cpu(), found[0], atol=1e-4, rtol=1e-3)
 
 
+def test_an_autoencoder_that_was_trained_on_the_device_judges_alike(gpu):
+    trained = [autoencoder_of(settings_on(device)) for device in ("cpu", "cuda")]
+    given = begun("cpu", Scenario("sign_flip", 0.3, alpha=0.5)).local_round().view
+    scale = geometry.norms(given.reference[None])
+    errors = [
+        autoencoder.error(autoencoder.sketch(given.updates.to(device), scale.to(device))).cpu()
+        for autoencoder, device in zip(trained, ("cpu", DEVICE), strict=True)
+    ]
+    assert trained[1].signs.device == DEVICE
+    torch.testing.assert_close(errors[1], errors[0], atol=0.02, rtol=0.2 if REAL else 1e-3)
+
+
 def test_trust_weighting_reads_one_number(gpu, normal):
     view = ServerView(normal(4, 50).to(DEVICE), reference=normal(50, seed=1).to(DEVICE))
     assert not view.rejected.any()
-    gpu.reads.clear()
+    forget_reads(gpu)
     aggregate = TrustWeighting()(view, torch.full((4,), 0.5).to(DEVICE))
     assert aggregate.update.device == DEVICE
-    assert sum(gpu.reads.values()) == 1  # the root's weight, which an aggregate tells as a number
+    assert_reads(gpu, 1)  # the root's weight, which an aggregate tells as a number
 
 
 @pytest.mark.parametrize("attack", ["none", "sign_flip", "gaussian_noise", "label_flip"])
 def test_a_round_with_its_fingerprint_reads_only_who_is_rejected(gpu, attack):
     built = begun("cuda", Scenario(attack, 0.3))
     built.local_round().view.fingerprint  # noqa: B018  (the autoencoder is trained when first asked for)
-    gpu.reads.clear()
+    forget_reads(gpu)
     round_ = built.local_round()
-    assert not gpu.reads
+    assert_reads(gpu, 0)
     rejected = round_.view.rejected
     assert rejected.device.type == round_.malicious.device.type == "cpu"
     assert round_.view.fingerprint.raw.device == DEVICE
-    assert sum(gpu.reads.values()) == 1
+    assert_reads(gpu, 1)
     rule = GivenTrust(torch.full((6,), 0.5))
     built.apply(rule(round_.view).update)
-    assert sum(gpu.reads.values()) == 2
+    assert_reads(gpu, 2)
 
 
 @pytest.mark.parametrize("scenario", [Scenario("backdoor" if "backdoor" in attack_names() else "label_flip", 0.3),

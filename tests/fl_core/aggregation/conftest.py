@@ -18,7 +18,7 @@ class RowFingerprinter:
         return Fingerprint(observation.double(), observation)
 
     def losses(self, candidates, shared, local):
-        return torch.tanh((candidates.double() - 0.3).square().mean(dim=1))
+        return (candidates.double() - 0.3).square().clamp_max(9.0)  # a parameter stands for a sample
 
 
 @pytest.fixture

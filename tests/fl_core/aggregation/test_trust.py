@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule
@@ -85,10 +85,11 @@ def test_trust_for_another_number_of_clients_is_refused(view, normal):
         GivenTrust(torch.ones(3))(view(normal(4, 9)))
 
 
-@pytest.mark.parametrize("anchor", [-1.0, float("nan"), float("inf")])
-def test_an_anchor_that_is_no_weight_is_refused_with_its_value(anchor):
-    with pytest.raises(ValueError, match=f"root_anchor must be .*got {anchor}"):
-        TrustWeighting(root_anchor=anchor)
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "1"])
+@pytest.mark.parametrize("name", ["root_anchor", "safeguard_margin"])
+def test_a_number_that_cannot_be_is_refused_with_its_value(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
+        TrustWeighting(**{name: value})
 
 
 def test_an_unknown_clip_lists_the_names():
@@ -128,11 +129,33 @@ def test_the_safeguard_takes_the_candidate_with_the_least_loss_on_root_data(view
     seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
     result = GivenTrust(torch.tensor(trust), TrustWeighting("none", anchor, safeguard=True))(seen)
 
-    losses = ((candidates_of(updates, reference, np.array(trust), anchor) - 0.3) ** 2).mean(axis=1)
-    assert ((result.update.double().numpy() - 0.3) ** 2).mean() == pytest.approx(losses.min(), abs=1e-5)
+    losses = np.minimum((candidates_of(updates, reference, np.array(trust), anchor) - 0.3) ** 2, 9).mean(axis=1)
+    found = np.minimum((result.update.double().numpy() - 0.3) ** 2, 9).mean()
+    assert found == pytest.approx(losses.min(), abs=1e-5)
     assert float(result.weights.sum()) + result.root_weight == pytest.approx(1, abs=1e-5)
     expected = result.weights.double().numpy() @ updates + result.root_weight * reference
     np.testing.assert_allclose(result.update.numpy(), expected, atol=1e-4)
+
+
+@quick
+@given(
+    trust=st.lists(st.floats(0.0625, 1, width=32), min_size=1, max_size=10),
+    margin=st.floats(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_with_a_margin_only_what_is_clearly_better_than_trust_alone_is_taken(view, trust, margin, seed):
+    rng = np.random.default_rng(seed)
+    updates, reference = rng.standard_normal((len(trust), 15)), rng.standard_normal(15)
+    seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+    result = GivenTrust(torch.tensor(trust), TrustWeighting("none", safeguard=True, safeguard_margin=margin))(seen)
+
+    losses = np.minimum((candidates_of(updates, reference, np.array(trust), 1.0) - 0.3) ** 2, 9)
+    gains = losses[0] - losses
+    ratio = gains.mean(axis=1) / np.maximum(gains.std(axis=1) / 15**0.5, 1e-300)
+    assume(np.abs(ratio - margin).min() > 1e-4 or margin == 0)
+    allowed = [losses[0].mean(), *losses[ratio > margin].mean(axis=1)]
+    found = np.minimum((result.update.double().numpy() - 0.3) ** 2, 9).mean()
+    assert found == pytest.approx(min(allowed), abs=1e-5)
 
 
 def test_whoever_is_trusted_a_safeguarded_round_ends_no_worse_than_root_data_alone(digits_view, seen, normal):

@@ -29,7 +29,7 @@ class GeometryFingerprinter:
 
     def losses(self, candidates, model, local):
         """A bowl around the origin."""
-        return (model + candidates).double().square().mean(dim=1)
+        return (model + candidates).double().square()
 
 
 @pytest.fixture(scope="session")
