@@ -20,8 +20,8 @@ from agents.evaluation.report.tables import to_rich
 from agents.evaluation.results import FAILURES
 
 _GRID = (
-    *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "env_id", "num_clients"),
-    *("rounds", "num_byzantine"),
+    *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "first_seed", "env_id"),
+    *("num_clients", "rounds", "num_byzantine"),
 )
 
 
@@ -52,7 +52,9 @@ class Arguments:
     heterogeneity: Annotated[tuple[str, ...] | None, tyro.conf.arg(aliases=["--alpha"])] = None
     """Dirichlet alphas of the clients' labels (small is heterogeneous), iid, label_skew_70, label_skew_90, ..."""
     seeds: int | None = None
-    """Number of seeds, from 0 upwards."""
+    """Number of seeds."""
+    first_seed: int | None = None
+    """The first of them, 0 by default: seeds that no result has been looked at with are as good as new data."""
     env_id: tuple[str, ...] | None = None
     """Environments whose federations are used."""
     num_clients: tuple[int, ...] | None = None

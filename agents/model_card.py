@@ -34,7 +34,7 @@ test data that no choice has touched.
 """
 _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: of nine mixtures of its
 aggregate and the server's own update, that one is taken whose model has the least loss on the utility half of the root
-data."""
+data, if it is less than the aggregate's own by more than {margin:g} standard errors."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics",)
@@ -53,7 +53,9 @@ def model_card(card: Mapping[str, Any]) -> str:
         directory="path/to/this/directory",
         clip=weighting["update_clip"],
         anchor=weighting["root_anchor"],
-        safeguard=_SAFEGUARD if weighting.get("safeguard") else "It is deployed without the safeguard.",
+        safeguard=_SAFEGUARD.format(margin=weighting["safeguard_margin"])
+        if weighting.get("safeguard")
+        else "It is deployed without the safeguard.",
         facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),
         metrics=_table(provenance.get("metrics") or {}),
     )

@@ -15,7 +15,7 @@ from fl_core.config import federation_settings
 from fl_core.registry import check_known
 from optigrad_env.scenarios import attack_set
 
-# The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill.
+# The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill by themselves.
 _FIELDS = {
     "rules": "rules",
     "policies": "policies",
@@ -23,6 +23,7 @@ _FIELDS = {
     "malicious_fraction": "malicious_fractions",
     "heterogeneity": "heterogeneities",
     "seeds": "seeds",
+    "first_seed": "",
     "env_id": "env_ids",
     "num_clients": "num_clients",
     "rounds": "rounds",
@@ -100,7 +101,7 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
             merged[name] = tuple(_number(name, value, kind) for value in merged[name])
     merged["attacks"] = tuple(dict.fromkeys(attack for word in merged["attacks"] for attack in _attacks(str(word))))
     merged["heterogeneity"] = tuple(map(str, merged["heterogeneity"]))
-    merged["seeds"] = _seeds(merged["seeds"])
+    merged["seeds"] = _seeds(merged["seeds"], merged.pop("first_seed", 0))
     check_known("setting of the federations", merged["settings"], federation_settings())
     return Grid(**{_FIELDS[name]: value for name, value in merged.items()})
 
@@ -144,11 +145,14 @@ def _attacks(word: str) -> list[str]:
     return attack_set(word)
 
 
-def _seeds(given: Any) -> tuple[int, ...]:
-    """``10`` is 0 to 9; a list is what it says."""
+def _seeds(given: Any, first: Any) -> tuple[int, ...]:
+    """``10`` is the ten from the first on; a list is what it says."""
+    first = _number("first_seed", first, int)
     if isinstance(given, list | tuple):
+        if first:
+            raise ValueError(f"first_seed={first} beside a list of seeds: let the list begin where it should")
         return tuple(_number("seeds", seed, int) for seed in given)
     count = _number("seeds", given, int)
     if count < 1:
         raise ValueError(f"seeds must be at least 1, got {count}")
-    return tuple(range(count))
+    return tuple(range(first, first + count))

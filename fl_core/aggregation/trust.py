@@ -27,22 +27,22 @@ class TrustWeighting:
 
     The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
     the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
-    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. So no round
-    ends worse, by that loss, than trust alone or root data alone would have ended it, whoever was trusted. The least of
-    nine losses on a few samples is not always the best model: with a *margin* only those candidates replace the first
-    whose gain over it is more than so many standard errors of the difference, sample by sample.
+    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. The least of
+    nine losses on a few samples is not always the best model: a candidate replaces the first only if it gains more than
+    a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
+    loss and but for the margin, than root data alone would have ended it, whoever was trusted.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, or ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
-        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's.
+        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain.
     """
 
     update_clip: str = "median"
     root_anchor: float = 1.0
     safeguard: bool = False
-    safeguard_margin: float = 0.0
+    safeguard_margin: float = 0.5
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
@@ -162,7 +162,7 @@ class SafeguardedShapley(ShapleyTrust):
     """The rule ``shapley`` with the safeguard: all of a deployed policy but the policy.
 
     Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``; of nine mixtures with the reference that with the least loss on the utility
-        half, as ``TrustWeighting`` says.
+        half, if it is less by the margin, as ``TrustWeighting`` says.
     Source: ours.
     Checked against: the losses of its candidates one by one.
 

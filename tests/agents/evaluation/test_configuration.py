@@ -37,7 +37,7 @@ def test_the_papers_preset_is_its_protocol_and_names_the_files_that_it_needs(tmp
 def test_the_headline_preset_is_all_held_out_attacks_on_twenty_seeds() -> None:
     grid = make_grid(read_preset("held-out"))
     assert set(grid.attacks) == set(held_out_attacks())
-    assert grid.seeds == tuple(range(20))
+    assert grid.seeds == tuple(range(20, 40))
 
 
 def test_the_adaptive_preset_has_the_colluding_forms_of_the_train_attacks() -> None:
@@ -80,6 +80,11 @@ def test_later_layers_win_and_what_is_unsaid_stays(tmp_path: Path) -> None:
     assert dict(grid.settings) == {"learning_rate": 0.3, "root": 80}
 
 
+def test_seeds_are_counted_from_the_first_one() -> None:
+    assert make_grid({"seeds": 3}, {"first_seed": 20}).seeds == (20, 21, 22)
+    assert make_grid({"seeds": 2, "first_seed": 5}, {"first_seed": 0}).seeds == (0, 1)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -91,6 +96,9 @@ def test_later_layers_win_and_what_is_unsaid_stays(tmp_path: Path) -> None:
         ("seeds: many", "seeds.*'many'"),
         ("seeds: 1.5", "seeds.*1.5"),
         ("attacks: []", "attacks is empty"),
+        ("first-seed: -3", "seeds must be 0 or more, got -3"),
+        ("first_seed: x", "first_seed.*'x'"),
+        ("seeds: [4, 7]\nfirst_seed: 2", "first_seed=2 beside a list of seeds"),
         ("malicious_fraction: [a]", "malicious_fraction.*'a'"),
         ("num_clients: 2.5", "num_clients.*whole.*2.5"),
         ("rules: {krum: 1}", "rules must be one value or a list"),
