@@ -149,7 +149,7 @@ class Federation:
         """
         self.participants = self._draw_participants()
         malicious = self.malicious[self.participants]
-        attacking = self.round >= self.scenario.onset and self.attack.active(self.round) and bool(malicious.any())
+        attacking = self.scenario.under_attack(self.attack, self.round) and bool(malicious.any())
         trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
         # A copy, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
         # honest training and the clients' own BatchNorm lie.

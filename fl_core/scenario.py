@@ -69,6 +69,10 @@ class Scenario:
         """The attack object; raises ValueError for an unknown name or a wrong parameter."""
         return make_attack(self.attack, **self.attack_options)
 
+    def under_attack(self, attack: Attack, round_: int) -> bool:
+        """Whether its attack is on in a round, from 0: it has begun, and its own timetable does not say otherwise."""
+        return round_ >= self.onset and attack.active(round_)
+
     def make_partition(self) -> Partition:
         """The partition; raises ValueError for an unknown name or a wrong parameter. One without α ignores it."""
         name = self.partition or ("iid" if self.alpha is None else "dirichlet")

@@ -90,7 +90,7 @@ def corrupted_rounds(scenario: Scenario, malicious: Tensor, rounds: int) -> Tens
     """Whose update is an attack in which round, (rounds, N) bool, from the clients (N,) that are malicious."""
     attack = scenario.make_attack()
     attack.reset()
-    active = [number >= scenario.onset and attack.active(number) for number in range(rounds)]
+    active = [scenario.under_attack(attack, number) for number in range(rounds)]
     return torch.tensor(active)[:, None] & malicious
 
 

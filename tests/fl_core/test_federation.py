@@ -3,16 +3,14 @@ import inspect
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core import Federation, FederationConfig, Scenario, configure, federation_settings
+from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
-from fl_core.data import dataset_names, load_dataset
-from fl_core.models import network_names
+from fl_core.data import load_dataset
 from fl_core.training.sampling import cyclic
 
 NOISY = Scenario("gaussian_noise", 0.3, alpha=0.5, onset=1)
@@ -24,7 +22,7 @@ def digest(entropy: int) -> str:
 
     import torch
 
-    from fl_core import Federation, Scenario, configure
+    from fl_core import Federation, Scenario
 
     federation = Federation(configure())
     federation.reset(Scenario("gaussian_noise", 0.3, alpha=0.5, onset=1), entropy)
@@ -213,82 +211,6 @@ def test_the_reference_update_is_an_honest_one_even_when_all_but_one_client_atta
     assert torch.equal(calm, attacked)
 
 
-def test_candidates_are_scored_as_the_models_they_would_become(federation):
-    built = federation()
-    play(built, 3)
-    view = built.local_round().view
-    candidates = torch.stack([torch.zeros_like(view.reference), view.reference, view.updates[0]])
-    together = built.evaluate(candidates, "validation")
-    model, round_ = built.shared.clone(), built.round
-    for row, update in enumerate(candidates):
-        alone = built.evaluate(update[None], "validation")
-        assert together.loss[row].item() == pytest.approx(alone.loss.item(), rel=1e-4)
-        assert together.accuracy[row] == alone.accuracy[0]
-    assert torch.equal(built.shared, model)
-    assert built.round == round_
-    built.apply(view.reference)
-    after = built.evaluate(torch.zeros(1, built.layout.num_shared), "validation")
-    assert after.loss.item() == pytest.approx(together.loss[1].item(), rel=1e-4)
-
-
-def test_a_part_of_a_split_is_spread_evenly_over_it(federation):
-    built = federation()
-    play(built, 2)
-    built.local_round()
-    nothing = torch.zeros(1, built.layout.num_shared)
-    samples = built.splits.test
-    assert torch.equal(built.evaluate(nothing, "test", at_most=len(samples)).loss, built.evaluate(nothing, "test").loss)
-    part = samples[::3]
-    local = built.engine.reestimate(built.shared[None], built.local[-1:], built.simulator.images)
-    logits = built.engine.logits(built.shared[None], local, built.dataset.images(part))[0]
-    right = (logits.argmax(dim=1) == built.dataset.labels[part]).double().mean()
-    for at_most in (len(part), len(samples) // 2 - 1):  # the next whole step that keeps to the limit
-        assert built.evaluate(nothing, "test", at_most=at_most).accuracy.item() == pytest.approx(right.item())
-
-
-def test_no_sample_at_all_is_refused(federation):
-    built = federation()
-    built.local_round()
-    with pytest.raises(ValueError, match=r"at_most must be at least 1 sample .*got 0"):
-        built.evaluate(torch.zeros(1, built.layout.num_shared), "test", at_most=0)
-
-
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_the_score_is_the_share_of_that_splits_samples_that_the_model_gets_right(federation, split):
-    built = federation()
-    play(built, 5)
-    built.local_round()
-    local = built.engine.reestimate(built.shared[None], built.local[-1:], built.simulator.images)
-    samples = getattr(built.splits, split)
-    answers = built.engine.logits(built.shared[None], local, built.dataset.images(samples))[0].argmax(dim=1)
-    expected = np.mean(answers.numpy() == built.dataset.labels[samples].numpy())
-    score = built.evaluate(torch.zeros(1, built.layout.num_shared), split)
-    assert score.accuracy.item() == pytest.approx(expected)
-
-
-def test_a_model_is_scored_on_validation_or_test_data_only(federation):
-    built = federation()
-    for split in ("utility", "clients", "tset"):
-        with pytest.raises(ValueError, match=f"unknown split '{split}'; there are: validation, test"):
-            built.evaluate(torch.zeros(1, built.layout.num_shared), split)
-        with pytest.raises(ValueError, match=f"unknown split '{split}'"):
-            built.evaluate_personalised(split)
-
-
-def test_personalised_accuracy_is_each_clients_own_model_on_its_own_mixture_of_classes(federation):
-    built = federation(Scenario(alpha=0.3), entropy=1)
-    play(built, 5)
-    result = built.evaluate_personalised("test")
-    samples = built.splits.test
-    labels = built.dataset.labels[samples].numpy()
-    assert result.shape == (10,)
-    for i in (0, 4, 9):
-        logits = built.engine.logits(built.shared[None], built.local[i : i + 1], built.dataset.images(samples))[0]
-        right = logits.argmax(dim=1).numpy() == labels
-        mine = built.dataset.labels[built.shards[i]].numpy()
-        assert result[i].item() == pytest.approx(np.mean([right[labels == y].mean() for y in mine]))
-
-
 @pytest.mark.parametrize(("fraction", "count"), [(0.0, 0), (0.3, 3), (0.35, 3), (0.9, 9)])
 def test_the_scenarios_share_of_the_clients_is_malicious_and_who_it_is_depends_on_the_entropy(
     federation, fraction, count
@@ -339,46 +261,6 @@ def test_a_round_is_the_same_with_either_engine(federation):
     one, other = (federation(NOISY, entropy=1, engine=name).local_round().view for name in ("sequential", "stacked"))
     torch.testing.assert_close(one.updates, other.updates, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(one.reference, other.reference, atol=1e-5, rtol=1e-4)
-
-
-def test_flat_settings_reach_the_nested_configuration():
-    config = configure(
-        num_clients=3, local_steps=5, batch_size=8, learning_rate=0.2, update_clip="none", root_anchor=0.5, mu=0.3
-    )
-    assert (config.num_clients, config.mu) == (3, 0.3)
-    assert (config.training.steps, config.training.batch_size, config.training.learning_rate) == (5, 8, 0.2)
-    assert (config.weighting.update_clip, config.weighting.root_anchor) == ("none", 0.5)
-    assert configure() == FederationConfig()
-
-
-def test_an_unknown_setting_lists_the_names():
-    with pytest.raises(ValueError, match="unknown setting 'clients', 'training'") as error:
-        configure(clients=3, training=None, mu=0.1)
-    listed = str(error.value).partition("there are: ")[2].split(", ")
-    assert listed == federation_settings()
-    assert {"dataset", "local_steps", "root_anchor", "split_seed"} <= set(listed)
-
-
-@pytest.mark.parametrize(
-    ("given_", "message"),
-    [
-        ({"num_clients": 0}, "num_clients must be at least 1, got 0"),
-        ({"objective": "fedsgd"}, "unknown objective 'fedsgd'; there are: fedavg"),
-        ({"shapley": "guess"}, "unknown Shapley estimator 'guess'"),
-        ({"mu": -1.0}, "mu must be 0 or more.*got -1.0"),
-        ({"update_clip": "max"}, "unknown update_clip 'max'"),
-        ({"batch_size": 1}, "batch_size must be at least 2"),
-        ({"dataset": "mnits"}, f"unknown data set 'mnits'; there are: {', '.join(dataset_names())}"),
-        ({"network": "vgg"}, f"unknown network 'vgg'; there are: {', '.join(network_names())}"),
-        ({"engine": "warp"}, "unknown engine 'warp'; there are: sequential, stacked"),
-        ({"root": 3}, "root must be at least 4"),
-        ({"root": 1000, "validation": 347}, "leave no sample for the clients"),
-        ({"num_clients": 1048}, "num_clients=1048 is more than the 1047 samples that data set 'digits' leaves"),
-    ],
-)
-def test_an_impossible_configuration_says_what_is_wrong_with_which_value(given_, message):
-    with pytest.raises(ValueError, match=message):
-        Federation(configure(**given_))
 
 
 def test_there_may_be_as_many_clients_as_samples(federation):
