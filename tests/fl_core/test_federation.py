@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core import Federation, Scenario, configure
+from fl_core import Federation, Scenario
 from fl_core.aggregation import make_rule
 from fl_core.data import load_dataset
 from fl_core.training.sampling import cyclic
@@ -22,7 +22,7 @@ def digest(entropy: int) -> str:
 
     import torch
 
-    from fl_core import Federation, Scenario
+    from fl_core import Federation, Scenario, configure
 
     federation = Federation(configure())
     federation.reset(Scenario("gaussian_noise", 0.3, alpha=0.5, onset=1), entropy)
