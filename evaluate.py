@@ -54,7 +54,8 @@ class Arguments:
     seeds: int | None = None
     """Number of seeds."""
     first_seed: int | None = None
-    """The first of them, 0 by default: seeds that no result has been looked at with are as good as new data."""
+    """The first of them; 0 unless the preset or the file says otherwise. Other seeds are other root data, clients,
+    attackers and initial weights; test samples stay."""
     env_id: tuple[str, ...] | None = None
     """Environments whose federations are used."""
     num_clients: tuple[int, ...] | None = None

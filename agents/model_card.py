@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from fl_core.aggregation import TrustWeighting
+
 _PAGE = """# Trust policy{trained_on}
 
 Turns the fingerprints of a federated round into one trust value a client: (N, {features}) to (N,), for any N. Made for
@@ -42,7 +44,8 @@ _ELSEWHERE = ("metrics",)
 
 def model_card(card: Mapping[str, Any]) -> str:
     """Markdown from the contents of ``policy.json``."""
-    provenance, sizes, weighting = card["provenance"], card["architecture"], card["weighting"]
+    provenance, sizes = card["provenance"], card["architecture"]
+    weighting = TrustWeighting(**card["weighting"])
     return _PAGE.format(
         trained_on=f" trained on {provenance['env_id']}" if "env_id" in provenance else "",
         features=len(card["features"]),
@@ -51,10 +54,10 @@ def model_card(card: Mapping[str, Any]) -> str:
         f"{sizes['heads']} heads.",
         source=_SOURCE,
         directory="path/to/this/directory",
-        clip=weighting["update_clip"],
-        anchor=weighting["root_anchor"],
-        safeguard=_SAFEGUARD.format(margin=weighting["safeguard_margin"])
-        if weighting.get("safeguard")
+        clip=weighting.update_clip,
+        anchor=weighting.root_anchor,
+        safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
+        if weighting.safeguard
         else "It is deployed without the safeguard.",
         facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),
         metrics=_table(provenance.get("metrics") or {}),

@@ -233,9 +233,14 @@ def _warm_start(
     share = affordable_share(copies[0], wanted, settings.warm_start_memory)
     lengths = WarmStart().scaled(share)
     if share < wanted:
+        by_memory = affordable_share(copies[0], wanted, 2 * settings.warm_start_memory) > share
+        why = (
+            "updates of this size (--warm-start-memory is"
+            if by_memory
+            else "images of this size (--warm-start-length is"
+        )
         text = (
-            f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for updates and images of this "
-            "size (--warm-start-length and --warm-start-memory are how to ask for more)"
+            f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for {why} how to ask for more)"
         )
         console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
     total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)

@@ -49,6 +49,8 @@ def main(arguments: Arguments) -> None:
         if not accuracy:
             raise SystemExit(f"none of the results has the rule {rule!r} under attack")
         common = set.intersection(*(set(cells) for cells in accuracy.values()))
+        if not common:
+            raise SystemExit(f"no scenario has been run on the same seeds with {sorted(accuracy)} clients each")
         for kind in sorted({scenario[0] for scenario in common}):
             scenarios = [scenario for scenario in common if scenario[0] == kind]
             seeds = len({scenario[3] for scenario in scenarios})

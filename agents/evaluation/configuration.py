@@ -15,7 +15,7 @@ from fl_core.config import federation_settings
 from fl_core.registry import check_known
 from optigrad_env.scenarios import attack_set
 
-# The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill by themselves.
+# The names of flags and of the keys of a YAML file, and the fields of ``Grid`` that they fill.
 _FIELDS = {
     "rules": "rules",
     "policies": "policies",
@@ -23,7 +23,6 @@ _FIELDS = {
     "malicious_fraction": "malicious_fractions",
     "heterogeneity": "heterogeneities",
     "seeds": "seeds",
-    "first_seed": "",
     "env_id": "env_ids",
     "num_clients": "num_clients",
     "rounds": "rounds",
@@ -33,6 +32,8 @@ _FIELDS = {
     "settings": "settings",
     "plugins": "plugins",
 }
+# A key that goes into the seeds.
+_FIRST_SEED = "first_seed"
 _LISTS = ("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "env_id", "num_clients", "plugins")
 _ADAPTIVE = (Knowledge.RULE, Knowledge.FINGERPRINT, Knowledge.POLICY)
 _PRESETS = files("agents.evaluation") / "presets"
@@ -88,6 +89,8 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
         merged["policies"] = [SHIPPED]
     for layer in layers:
         given = {name: value for name, value in layer.items() if value is not None}
+        if isinstance(given.get("seeds"), list | tuple):
+            merged.pop(_FIRST_SEED, None)  # an earlier layer's: a list says where it begins
         settings = {**merged.get("settings", {}), **given.get("settings", {})}
         merged |= given | {"settings": settings}
     for name in _LISTS:
@@ -101,7 +104,7 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
             merged[name] = tuple(_number(name, value, kind) for value in merged[name])
     merged["attacks"] = tuple(dict.fromkeys(attack for word in merged["attacks"] for attack in _attacks(str(word))))
     merged["heterogeneity"] = tuple(map(str, merged["heterogeneity"]))
-    merged["seeds"] = _seeds(merged["seeds"], merged.pop("first_seed", 0))
+    merged["seeds"] = _seeds(merged["seeds"], merged.pop(_FIRST_SEED, None))
     check_known("setting of the federations", merged["settings"], federation_settings())
     return Grid(**{_FIELDS[name]: value for name, value in merged.items()})
 
@@ -116,7 +119,7 @@ def _parse(what: str, text: str) -> dict[str, Any]:
     renamed = {str(name).replace("-", "_"): value for name, value in content.items()}
     if "alpha" in renamed:
         renamed.setdefault("heterogeneity", renamed.pop("alpha"))
-    check_known(f"setting in {what}", renamed, list(_FIELDS))
+    check_known(f"setting in {what}", renamed, [*_FIELDS, _FIRST_SEED])
     return renamed
 
 
@@ -146,13 +149,15 @@ def _attacks(word: str) -> list[str]:
 
 
 def _seeds(given: Any, first: Any) -> tuple[int, ...]:
-    """``10`` is the ten from the first on; a list is what it says."""
-    first = _number("first_seed", first, int)
+    """``10`` is the ten from the first on, 0 by default; a list is what it says."""
     if isinstance(given, list | tuple):
-        if first:
-            raise ValueError(f"first_seed={first} beside a list of seeds: let the list begin where it should")
+        if first is not None:
+            raise ValueError(
+                f"first_seed={first!r} beside the list of seeds {list(given)}: leave first_seed out, or give seeds as "
+                "a number"
+            )
         return tuple(_number("seeds", seed, int) for seed in given)
-    count = _number("seeds", given, int)
+    count, start = _number("seeds", given, int), _number(_FIRST_SEED, 0 if first is None else first, int)
     if count < 1:
         raise ValueError(f"seeds must be at least 1, got {count}")
-    return tuple(range(first, first + count))
+    return tuple(range(start, start + count))

@@ -15,6 +15,7 @@ from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.config import FederationConfig
 from optigrad_env import TRAIN_ATTACKS
+from optigrad_env.scenarios import TRAINING_SPLITS
 
 # Accuracy is the mean over the last rounds, never the maximum.
 FINAL_ROUNDS = 3
@@ -128,6 +129,11 @@ class Grid:
             raise ValueError(f"rounds must be at least {FINAL_ROUNDS}, the rounds that are averaged; got {self.rounds}")
         if min(self.seeds) < 0:
             raise ValueError(f"seeds must be 0 or more, got {min(self.seeds)}")
+        if max(self.seeds) >= TRAINING_SPLITS:
+            raise ValueError(
+                f"seeds must be below {TRAINING_SPLITS}, from where on training draws its root data; got "
+                f"{max(self.seeds)}"
+            )
         for plugin in self.plugins:
             plugin.load()
         labels = tuple(parse_heterogeneity(word).label for word in self.heterogeneities)

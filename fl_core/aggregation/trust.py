@@ -30,13 +30,14 @@ class TrustWeighting:
     them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. The least of
     nine losses on a few samples is not always the best model: a candidate replaces the first only if it gains more than
     a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
-    loss and but for the margin, than root data alone would have ended it, whoever was trusted.
+    loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, or ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
-        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain.
+        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
+            utility half of one sample has no spread, and so no margin.
     """
 
     update_clip: str = "median"
@@ -119,7 +120,7 @@ class GivenTrust(TrustRule):
 
 
 def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -> Aggregate:
-    """Of weights (2, A), each mixed with the reference, what has the least loss on root data; of equals the first."""
+    """Weights (2, A), trust alone first, each mixed with the reference: the candidate that ``_least`` chooses."""
     reference = require_reference(view, "the safeguard")
     candidates = torch.cat([*(share * weights for share in _KEPT), torch.zeros_like(weights[:1])])
     root_weights = 1 - candidates.sum(dim=1)
@@ -130,10 +131,15 @@ def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -
 
 
 def _least(losses: Tensor, margin: float) -> int:
-    """The candidate of least mean loss (K, V), among the first and those that are better by more than the margin."""
+    """Index of a candidate, given the losses (K, V) of K of them on V samples.
+
+    The one of least mean loss, among the first and those that are better by more than ``margin`` standard errors of the
+    difference; of equals the first.
+    """
     means, gains = losses.mean(dim=1), losses[0] - losses
-    clearly = gains.mean(dim=1) > margin * gains.std(dim=1, correction=0) / losses.shape[1] ** 0.5
-    return int(torch.where(clearly, means, means[0]).argmin())
+    # Without Bessel's correction, which is 1 % at fifty samples and undefined at one.
+    error = gains.std(dim=1, correction=0) / losses.shape[1] ** 0.5
+    return int(torch.where(gains.mean(dim=1) > margin * error, means, means[0]).argmin())
 
 
 @register_rule("shapley")
@@ -162,7 +168,7 @@ class SafeguardedShapley(ShapleyTrust):
     """The rule ``shapley`` with the safeguard: all of a deployed policy but the policy.
 
     Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``; of nine mixtures with the reference that with the least loss on the utility
-        half, if it is less by the margin, as ``TrustWeighting`` says.
+        half, if that is less than trust alone's by more than the margin, as ``TrustWeighting`` says.
     Source: ours.
     Checked against: the losses of its candidates one by one.
 

@@ -82,7 +82,17 @@ class ServerView:
         return self.root_sample_losses(candidates).mean(dim=1)
 
     def root_sample_losses(self, candidates: Tensor) -> Tensor:
-        """Like ``root_losses``, of each of the V samples by itself: (M, P) to (M, V) float64."""
+        """Like ``root_losses``, of each sample of the utility half by itself.
+
+        Args:
+            candidates: (M, P), added to the global model.
+
+        Returns:
+            (M, V) float64, capped cross-entropy in nats; the mean of a row is what ``root_losses`` gives.
+
+        Raises:
+            ValueError: This view has no root data.
+        """
         fingerprinter, model, local = self._root("the loss on root data")
         return fingerprinter.losses(candidates, model, local)
 

@@ -17,6 +17,7 @@ import torch
 
 from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
 from agents.deployed import CARD, MODEL_CARD, WEIGHTS, read_card, shipped_policies
+from agents.model_card import model_card
 from agents.trust_net import Architecture
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView, TrustWeighting
@@ -227,7 +228,7 @@ def test_a_rule_weighs_as_its_policy_was_trained_unless_told_otherwise(tmp_path:
 
 
 def test_a_policy_that_is_saved_with_the_safeguard_is_deployed_with_it(tmp_path: Path, policy: TrustNet) -> None:
-    guarded = TrustWeighting(safeguard=True)
+    guarded = TrustWeighting(safeguard=True, safeguard_margin=0.0)
     rule = TrustAggregator(load_policy(save_policy(policy, tmp_path, weighting=guarded)))
     assert rule.weighting == guarded
     assert "the safeguard stands behind it" in (tmp_path / MODEL_CARD).read_text()
@@ -311,6 +312,12 @@ def test_the_model_card_tells_people_what_the_json_tells_programs(tmp_path: Path
         "root_anchor=0.7",
     ):
         assert said in page
+
+
+def test_a_card_from_before_there_was_a_margin_can_be_read_by_people_too(saved_policy: Path) -> None:
+    card = json.loads((saved_policy / CARD).read_text())
+    del card["weighting"]["safeguard_margin"]
+    assert "without the safeguard" in model_card(card)
 
 
 def test_a_card_without_provenance_says_that_it_has_none(tmp_path: Path, policy: TrustNet) -> None:

@@ -1,14 +1,16 @@
 """The policies that ship with the package."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from agents import TrustAggregator, load_policy
-from agents.deployed import CARD, PRETRAINED, WEIGHTS, read_card, shipped_policies
+from agents.deployed import CARD, MODEL_CARD, PRETRAINED, WEIGHTS, read_card, shipped_policies
+from agents.model_card import model_card
 from fl_core import Federation, Scenario, configure
-from fl_core.aggregation import Rule, make_rule
+from fl_core.aggregation import Rule, TrustWeighting, make_rule
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
@@ -28,6 +30,13 @@ def test_a_card_says_what_was_seen_and_by_which_committed_command(name: str) -> 
     flags = provenance["command"].removeprefix("python train_agent.py ").split(" --run-dir ")[0]
     assert flags in " ".join(MAKEFILE.replace("\\\n", " ").split())
     assert "/" not in provenance["command"].replace("OptiGrad/", "").replace("runs/", "")
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_its_page_is_its_cards_and_the_card_has_all_of_the_weighting(name: str) -> None:
+    card = read_card(name)
+    assert (PRETRAINED / name / MODEL_CARD).read_text() == model_card(card)
+    assert card["weighting"] == asdict(TrustWeighting(safeguard=True))
 
 
 @pytest.mark.parametrize("name", shipped_policies())

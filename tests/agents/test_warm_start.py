@@ -15,6 +15,7 @@ from agents.trust_net import TrustNet
 from agents.warm_start import (
     Recording,
     WarmStart,
+    affordable_share,
     clone,
     fit_value,
     gradient,
@@ -24,6 +25,7 @@ from agents.warm_start import (
     units,
     warm_start,
 )
+from fl_core import Federation, configure
 from fl_core.attacks import AdversaryView, Attack, base, register_attack
 from optigrad_env import OptiGradEnv
 from optigrad_env.masked import MaskedOptiGradEnv
@@ -230,6 +232,15 @@ def test_both_stages_together_report_what_they_reached_and_repeat_themselves(
 def test_a_stage_of_impossible_length_is_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}.*-1"):
         WarmStart(**{field: -1})
+
+
+def test_memory_and_the_size_of_images_limit_the_length() -> None:
+    federation = Federation(configure(num_clients=5))
+    assert affordable_share(federation, 1e9, memory=1e9) == 1e9
+    round_size = 4 * 5 * federation.layout.num_shared
+    assert affordable_share(federation, 2.0, memory=600 * round_size / 2**30) == pytest.approx(0.5)
+    images = Federation(configure(num_clients=5, dataset="gaussian_clusters", dataset_options={"side": 32}))
+    assert affordable_share(images, 3.0, memory=1e9) == pytest.approx(0.75)
 
 
 def masked_envs() -> tuple[VecEnv, list[Any]]:

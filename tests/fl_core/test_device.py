@@ -1,7 +1,7 @@
 """Rounds on another device: the same numbers, nothing mixed, and hardly anything read back.
 
 Where there is no GPU, pretend_device.py has what stands in for one. ``OPTIGRAD_DEVICE=cuda pytest
-tests/fl_core/test_device.py`` takes a real one: the same comparisons, without the count of what is read back.
+tests/fl_core/test_device.py`` takes the first real one: the same comparisons, without the count of what is read back.
 """
 
 import copy
@@ -102,7 +102,7 @@ def test_engines_work_where_their_tensors_are_and_read_nothing_back(gpu, normal,
     assert_reads(gpu, 0)
     for one, other in zip(found, expected, strict=True):
         assert one.device == DEVICE
-        torch.testing.assert_close(one.cpu(), other, atol=1e-4 if REAL else 1e-5, rtol=1e-5)
+        torch.testing.assert_close(one.cpu(), other, atol=1e-5, rtol=1e-5 if REAL else 1.3e-6)
 
 
 def test_geometry_reads_nothing_back(gpu, normal, monkeypatch):
@@ -181,7 +181,7 @@ def test_an_autoencoder_that_was_trained_on_the_device_judges_alike(gpu):
         for autoencoder, device in zip(trained, ("cpu", DEVICE), strict=True)
     ]
     assert trained[1].signs.device == DEVICE
-    torch.testing.assert_close(errors[1], errors[0], atol=0.02, rtol=0.2 if REAL else 1e-3)
+    torch.testing.assert_close(errors[1], errors[0], atol=1e-5, rtol=0.2 if REAL else 1e-3)
 
 
 def test_trust_weighting_reads_one_number(gpu, normal):
@@ -191,6 +191,15 @@ def test_trust_weighting_reads_one_number(gpu, normal):
     aggregate = TrustWeighting()(view, torch.full((4,), 0.5).to(DEVICE))
     assert aggregate.update.device == DEVICE
     assert_reads(gpu, 1)  # the root's weight, which an aggregate tells as a number
+
+
+def test_the_safeguard_reads_the_roots_weight_and_which_candidate_it_is(gpu):
+    view = begun("cuda", Scenario("sign_flip", 0.3, alpha=0.5)).local_round().view
+    view.fingerprint.raw, view.rejected  # noqa: B018
+    forget_reads(gpu)
+    aggregate = TrustWeighting(safeguard=True)(view, torch.full((6,), 0.5).to(DEVICE))
+    assert aggregate.update.device == DEVICE
+    assert_reads(gpu, 2)
 
 
 @pytest.mark.parametrize("attack", ["none", "sign_flip", "gaussian_noise", "label_flip"])

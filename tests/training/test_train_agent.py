@@ -291,6 +291,8 @@ def test_the_summary_says_what_was_reached_and_what_to_do_next(
         ({"env_id": "OptiGrad/Nope-v0"}, r"'OptiGrad/Nope-v0'; there are: .*OptiGrad/Digits-v0"),
         ({"env_id": "CartPole-v1"}, r"OptiGrad/Digits-v0"),
         ({"env_id": "no id"}, r"OptiGrad/Digits-v0"),
+        ({"warm_start_memory": 0.0}, "warm-start-memory must be greater than 0, got 0.0"),
+        ({"warm_start_length": -1.0}, "warm-start-length must be greater than 0, got -1.0"),
         ({"timesteps": 0}, "timesteps"),
         ({"eval_every": 0}, "eval-every"),
         ({"eval_episodes": 0}, "eval-episodes"),

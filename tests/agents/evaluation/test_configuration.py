@@ -83,6 +83,7 @@ def test_later_layers_win_and_what_is_unsaid_stays(tmp_path: Path) -> None:
 def test_seeds_are_counted_from_the_first_one() -> None:
     assert make_grid({"seeds": 3}, {"first_seed": 20}).seeds == (20, 21, 22)
     assert make_grid({"seeds": 2, "first_seed": 5}, {"first_seed": 0}).seeds == (0, 1)
+    assert make_grid({"seeds": 2, "first_seed": 5}, {"seeds": [4, 7]}).seeds == (4, 7)  # a list says where it begins
 
 
 @pytest.mark.parametrize(
@@ -98,7 +99,8 @@ def test_seeds_are_counted_from_the_first_one() -> None:
         ("attacks: []", "attacks is empty"),
         ("first-seed: -3", "seeds must be 0 or more, got -3"),
         ("first_seed: x", "first_seed.*'x'"),
-        ("seeds: [4, 7]\nfirst_seed: 2", "first_seed=2 beside a list of seeds"),
+        ("seeds: [4, 7]\nfirst_seed: 2", r"first_seed=2 beside the list of seeds \[4, 7\]: leave first_seed out"),
+        ("first_seed: 9998", "seeds must be below 10000.*got 10002"),
         ("malicious_fraction: [a]", "malicious_fraction.*'a'"),
         ("num_clients: 2.5", "num_clients.*whole.*2.5"),
         ("rules: {krum: 1}", "rules must be one value or a list"),

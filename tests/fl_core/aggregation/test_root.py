@@ -35,6 +35,9 @@ def test_root_losses_are_those_of_the_federations_own_forward_passes_one_model_a
         assert float(loss) == pytest.approx(float(expected), abs=1e-5)
     assert losses.dtype == torch.float64
     assert len(losses.unique()) == len(losses)
+    each = view.root_sample_losses(candidates)
+    assert each.shape == (len(candidates), len(utility))
+    torch.testing.assert_close(each.mean(dim=1), losses)
 
 
 def test_a_candidate_does_not_change_the_loss_of_another(federation):
@@ -48,6 +51,8 @@ def test_a_candidate_does_not_change_the_loss_of_another(federation):
 def test_root_losses_need_root_data():
     with pytest.raises(ValueError, match="the loss on root data needs root data"):
         ServerView(torch.zeros(3, 4)).root_losses(torch.zeros(1, 4))
+    with pytest.raises(ValueError, match="the loss on root data needs root data"):
+        ServerView(torch.zeros(3, 4)).root_sample_losses(torch.zeros(1, 4))
 
 
 def test_root_losses_carry_no_gradient_and_are_ordinary_tensors(federation):

@@ -5,6 +5,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule
+from fl_core.aggregation import trust as trust_module
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -127,7 +128,7 @@ def test_the_safeguard_takes_the_candidate_with_the_least_loss_on_root_data(view
     rng = np.random.default_rng(seed)
     updates, reference = rng.standard_normal((len(trust), 15)), rng.standard_normal(15)
     seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
-    result = GivenTrust(torch.tensor(trust), TrustWeighting("none", anchor, safeguard=True))(seen)
+    result = GivenTrust(torch.tensor(trust), TrustWeighting("none", anchor, True, safeguard_margin=0))(seen)
 
     losses = np.minimum((candidates_of(updates, reference, np.array(trust), anchor) - 0.3) ** 2, 9).mean(axis=1)
     found = np.minimum((result.update.double().numpy() - 0.3) ** 2, 9).mean()
@@ -158,11 +159,29 @@ def test_with_a_margin_only_what_is_clearly_better_than_trust_alone_is_taken(vie
     assert found == pytest.approx(min(allowed), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("losses", "margin", "expected"),
+    [
+        ([[1, 1, 1, 1], [0, 0, 2, 1.2]], 0, 1),  # any gain
+        ([[1, 1, 1, 1], [0, 0, 2, 1.2]], 0.5, 0),  # 0.2 on average, and half a standard error is 0.208
+        ([[1, 1, 1, 1], [0, 0, 2, 1.2]], 0.45, 1),
+        ([[1, 1, 1, 1], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]], 0.5, 1),  # the least loss is not clearly less
+        ([[1, 1, 1, 1], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]], 0, 2),
+        ([[1, 1], [1, 1], [1, 1]], 0, 0),  # of equals the first
+        ([[1, 1], [2, 0], [0, 2]], 0, 0),
+        ([[2, 2], [1, 1], [1, 1]], 3, 1),  # a gain without spread has any margin
+        ([[1.0], [0.9]], 100, 1),  # one sample has no spread
+    ],
+)
+def test_a_candidate_replaces_trust_alone_if_it_gains_more_than_the_margin(losses, margin, expected):
+    assert trust_module._least(torch.tensor(losses, dtype=torch.float64), margin) == expected
+
+
 def test_whoever_is_trusted_a_safeguarded_round_ends_no_worse_than_root_data_alone(digits_view, seen, normal):
     honest = digits_view.updates
     attacked = seen(torch.cat([honest[:2], -20 * honest[2:]]))
     trust = torch.tensor([0.0, 0.0, *[1.0] * 6])
-    plain, guarded = (GivenTrust(trust, TrustWeighting("none", safeguard=on))(attacked) for on in (False, True))
+    plain, guarded = (GivenTrust(trust, TrustWeighting("none", 1.0, on, 0))(attacked) for on in (False, True))
     losses = attacked.root_losses(torch.stack([guarded.update, attacked.reference, plain.update]))
     assert losses[0] <= losses[1] < losses[2]
 
