@@ -113,7 +113,7 @@ def main(arguments: Arguments) -> int:
             except KeyboardInterrupt:
                 print(f"\ninterrupted: the cells so far are in {arguments.out}; the same command continues")
                 return 130
-        report = benchmark.report(anew=bool(missing))
+        report = benchmark.report()
     Console(width=None if sys.stdout.isatty() else 200).print(to_rich(report.table))
     print(f"report {report.page}")
     for failure in failures:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ import evaluate
 from agents.deployed import save_policy
 from agents.evaluation import benchmark as benchmark_module
 from agents.evaluation import provenance as provenance_module
+from agents.evaluation.cells import CellResult
+from agents.evaluation.execution import run_grid
 from agents.trust_net import TrustNet
 from evaluate import Arguments, main
 
@@ -210,6 +213,31 @@ def test_a_report_that_is_made_again_says_where_the_results_came_from_and_more_s
     main(replace(arguments, seeds=2))
     assert told()["provenance"]["revision"] == "second"
     assert [facts["revision"] for facts in told()["earlier"]] == ["first"]
+    assert (told()["earlier"][0]["cells_before"], told()["provenance"]["cells_before"]) == (0, 2)
+
+
+def test_a_run_that_is_stopped_leaves_where_its_cells_came_from(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_after(cells: int, revision: str) -> None:
+        def stop(*arguments: Any, **settings: Any) -> Iterator[CellResult]:
+            for i, result in enumerate(run_grid(*arguments, **settings)):
+                if i == cells:
+                    raise KeyboardInterrupt
+                yield result
+
+        monkeypatch.setattr(provenance_module, "git_revision", lambda: revision)
+        monkeypatch.setattr(benchmark_module, "run_grid", stop)
+        assert main(replace(arguments, rules=("fedavg",), attacks=("alie", "ipm"))) == 130
+
+    stopped_after(1, "first")
+    stopped_after(0, "nothing done")
+    monkeypatch.setattr(benchmark_module, "run_grid", run_grid)
+    monkeypatch.setattr(provenance_module, "git_revision", lambda: "last")
+    assert main(replace(arguments, rules=("fedavg",), attacks=("alie", "ipm"))) == 0
+    manifest = strict_json(arguments.out / "manifest.json")
+    assert [facts["revision"] for facts in manifest["earlier"]] == ["first"]
+    assert (manifest["provenance"]["revision"], manifest["provenance"]["cells_before"]) == ("last", 1)
 
 
 def test_a_policy_of_the_package_is_told_by_its_name_not_by_a_path_of_this_machine(

@@ -57,6 +57,8 @@ class Benchmark:
             ResultsError: A cell could not be written; those before it are intact.
         """
         missing: list[Cell] = directory.missing()
+        if missing:
+            self._record(len(self.grid.cells()) - len(missing))
         failures: list[Failure] = []
         for result in run_grid(self.grid, missing, workers=workers, ray=ray):
             directory.add(result)
@@ -65,25 +67,32 @@ class Benchmark:
         directory.finish(failures)
         return failures
 
-    def report(self, *, anew: bool = True) -> Report:
-        """Writes the report from what is on the disk.
+    def report(self) -> Report:
+        """Writes the report from what is on the disk, with the provenance that its last cells were run with."""
+        facts = json.loads((self.out / MANIFEST).read_text()).get("provenance") or self._facts(0)
+        labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
+        return write_report(self.out, facts, list(labels), cell=self.shown_cell)
 
-        Args:
-            anew: Cells have been run: revision, versions and command are those of now, and what they were before is
-                kept under ``earlier`` in the manifest. Otherwise the results are where they came from.
+    def _record(self, done: int) -> None:
+        """Writes revision, versions and command into the manifest before the first cell, so that a kill loses none.
+
+        What they were for the ``done`` cells that are there goes to ``earlier``; a run that finished none is forgotten.
         """
         manifest = json.loads((self.out / MANIFEST).read_text())
         facts, earlier = manifest.get("provenance"), manifest.get("earlier", [])
-        if anew or facts is None:
-            earlier += [] if facts is None else [facts]
-            facts = self._facts()
-        write_json(self.out / MANIFEST, {"grid": self._identity(), "provenance": facts, "earlier": earlier})
-        labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
-        return write_report(self.out, facts, list(labels), cell=self.shown_cell)
+        if facts is not None and facts.get("cells_before") != done:
+            earlier = [*earlier, facts]
+        content = {"grid": self._identity(), "provenance": self._facts(done), "earlier": earlier}
+        write_json(self.out / MANIFEST, content)
 
     def _identity(self) -> dict[str, Any]:
         measured = {"data_checksums": data_checksums(self.grid), "detection_threshold": THRESHOLD}
         return {**self.grid.to_json(), **measured}
 
-    def _facts(self) -> dict[str, Any]:
-        return {**provenance(self.grid, self.command), "data": data_checksums(self.grid), "grid": self.grid.to_json()}
+    def _facts(self, done: int) -> dict[str, Any]:
+        return {
+            **provenance(self.grid, self.command),
+            "cells_before": done,
+            "data": data_checksums(self.grid),
+            "grid": self.grid.to_json(),
+        }
