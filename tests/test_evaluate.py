@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 import torch
 
 import evaluate
 from agents.deployed import save_policy
 from agents.evaluation import benchmark as benchmark_module
+from agents.evaluation import cells as cells_module
 from agents.evaluation import provenance as provenance_module
 from agents.evaluation.cells import CellResult
 from agents.evaluation.execution import run_grid
@@ -213,7 +215,48 @@ def test_a_report_that_is_made_again_says_where_the_results_came_from_and_more_s
     main(replace(arguments, seeds=2))
     assert told()["provenance"]["revision"] == "second"
     assert [facts["revision"] for facts in told()["earlier"]] == ["first"]
-    assert (told()["earlier"][0]["cells_before"], told()["provenance"]["cells_before"]) == (0, 2)
+    assert (told()["earlier"][0]["rows_before"], told()["provenance"]["rows_before"]) == (0, 8)
+
+
+def test_more_rules_and_attacks_join_what_is_there_and_only_they_are_run(
+    arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = replace(arguments, rules=("krum", "fedavg"), attacks=("sign_flip", "alie"), features=True)
+    main(replace(more, out=tmp_path / "at_once"))
+    main(replace(more, rules=("fedavg",), attacks=("alie",)))
+    ran, run_rule = [], cells_module.run_rule
+
+    def counted(grid: Any, contestant: Any, cell: Any) -> Any:
+        ran.append((contestant.label, cell.attack))
+        return run_rule(grid, contestant, cell)
+
+    monkeypatch.setattr(cells_module, "run_rule", counted)
+    monkeypatch.setattr(evaluate, "estimate_seconds", lambda *_: 0.0)  # which runs a cell too
+    main(more)
+    assert sorted(ran) == sorted(
+        [("krum", "none"), ("krum", "alie"), *((rule, "sign_flip") for rule in ("krum", "fedavg", *REFERENCES))]
+    )
+    assert (arguments.out / "results.csv").read_bytes() == (tmp_path / "at_once" / "results.csv").read_bytes()
+    for whole in (tmp_path / "at_once" / "curves").iterdir():
+        with np.load(whole) as expected, np.load(arguments.out / "curves" / whole.name) as found:
+            assert sorted(found) == sorted(expected)
+            for name in expected:
+                np.testing.assert_array_equal(found[name], expected[name])
+    with pytest.raises(ValueError, match=r"holds results of another grid .*rules was"):
+        main(replace(more, rules=("fedavg", "median")))
+
+
+def test_a_policy_that_has_seen_an_attack_makes_it_held_out_no_longer_for_anybody(
+    arguments: Arguments, tmp_path: Path
+) -> None:
+    arguments = replace(arguments, rules=("fedavg",), attacks=("alie",))
+    main(arguments)
+    assert {row["held_out"] for row in table(arguments.out) if row["attack"] == "alie"} == {"True"}
+    policy = save_policy(TrustNet(), tmp_path / "knowing", {"attacks_seen": ["alie"]})
+    main(replace(arguments, policies=(str(policy),)))
+    rows = [row for row in table(arguments.out) if row["attack"] == "alie"]
+    assert {row["rule"] for row in rows} == {"knowing", "fedavg", *REFERENCES}
+    assert {row["held_out"] for row in rows} == {"False"}
 
 
 def test_a_run_that_is_stopped_leaves_where_its_cells_came_from(
@@ -237,7 +280,7 @@ def test_a_run_that_is_stopped_leaves_where_its_cells_came_from(
     assert main(replace(arguments, rules=("fedavg",), attacks=("alie", "ipm"))) == 0
     manifest = strict_json(arguments.out / "manifest.json")
     assert [facts["revision"] for facts in manifest["earlier"]] == ["first"]
-    assert (manifest["provenance"]["revision"], manifest["provenance"]["cells_before"]) == ("last", 1)
+    assert (manifest["provenance"]["revision"], manifest["provenance"]["rows_before"]) == ("last", 4)
 
 
 def test_a_policy_of_the_package_is_told_by_its_name_not_by_a_path_of_this_machine(

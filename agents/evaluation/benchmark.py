@@ -38,7 +38,8 @@ class Benchmark:
     def open(self) -> ResultsDirectory:
         """The results directory, locked; see there for what it refuses."""
         expected = {cell: [one.label for one in self.grid.contestants(cell.env_id)] for cell in self.grid.cells()}
-        return ResultsDirectory(self.out, self._identity(), expected, overwrite=self.overwrite)
+        held_out = {cell.attack: self.grid.is_held_out(cell.attack) for cell in expected}
+        return ResultsDirectory(self.out, self._identity(), expected, held_out, overwrite=self.overwrite)
 
     def run(
         self,
@@ -58,9 +59,9 @@ class Benchmark:
         """
         missing: list[Cell] = directory.missing()
         if missing:
-            self._record(len(self.grid.cells()) - len(missing))
+            self._record(directory.count())
         failures: list[Failure] = []
-        for result in run_grid(self.grid, missing, workers=workers, ray=ray):
+        for result in run_grid(self.grid, missing, workers=workers, ray=ray, known=dict(directory.known())):
             directory.add(result)
             failures += result.failures
             on_cell(result)
@@ -76,11 +77,11 @@ class Benchmark:
     def _record(self, done: int) -> None:
         """Writes revision, versions and command into the manifest before the first cell, so that a kill loses none.
 
-        What they were for the ``done`` cells that are there goes to ``earlier``; a run that finished none is forgotten.
+        What they were for the ``done`` rows that are there goes to ``earlier``; a run that added none is forgotten.
         """
         manifest = json.loads((self.out / MANIFEST).read_text())
         facts, earlier = manifest.get("provenance"), manifest.get("earlier", [])
-        if facts is not None and facts.get("cells_before") != done:
+        if facts is not None and facts.get("rows_before") != done:
             earlier = [*earlier, facts]
         content = {"grid": self._identity(), "provenance": self._facts(done), "earlier": earlier}
         write_json(self.out / MANIFEST, content)
@@ -92,7 +93,7 @@ class Benchmark:
     def _facts(self, done: int) -> dict[str, Any]:
         return {
             **provenance(self.grid, self.command),
-            "cells_before": done,
+            "rows_before": done,
             "data": data_checksums(self.grid),
             "grid": self.grid.to_json(),
         }

@@ -1,6 +1,7 @@
 """A cell of the grid: every rule on the same federation, under the same attack, from the same seed."""
 
 import traceback
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,12 +48,21 @@ class CellResult:
     failures: list[Failure]
 
 
-def run_cell(grid: Grid, cell: Cell) -> CellResult:
-    """All rules in one scenario from one seed: same data, attackers, initial model and batches for each."""
+def run_cell(grid: Grid, cell: Cell, known: Mapping[str, float] | None = None) -> CellResult:
+    """All rules in one scenario from one seed: same data, attackers, initial model and batches for each.
+
+    Args:
+        grid: What the cell is of.
+        cell: The cell.
+        known: Test accuracy by label of what was run before, references included; it is not run again.
+    """
     rows: dict[str, dict[str, Any]] = {}
     timings, failures = [], []
     curves: Arrays = {}
+    known = known or {}
     for contestant in grid.contestants(cell.env_id):
+        if contestant.label in known:
+            continue
         try:
             row, timing, recorded = run_rule(grid, contestant, cell)
         except Exception as error:  # a user's rule may raise anything; the others go on
@@ -61,7 +71,7 @@ def run_cell(grid: Grid, cell: Cell) -> CellResult:
         rows[contestant.label] = row
         timings.append(timing)
         curves |= recorded
-    relative_figures(rows, curves)
+    relative_figures(rows, curves, known)
     return CellResult(cell, list(rows.values()), timings, curves, failures)
 
 

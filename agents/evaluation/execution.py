@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
@@ -18,12 +18,20 @@ import torch
 from agents.evaluation.cells import CellResult, failure, run_cell
 from agents.evaluation.grid import Cell, Grid
 
+# By cell the accuracy by label of what was run before, see ``run_cell``.
+Known = Mapping[Cell, Mapping[str, float]]
+
 # Cells that wait ready for a worker that has become free.
 _AHEAD = 1
 
 
 def run_grid(
-    grid: Grid, cells: Sequence[Cell] | None = None, *, workers: int = 1, ray: str | None = None
+    grid: Grid,
+    cells: Sequence[Cell] | None = None,
+    *,
+    workers: int = 1,
+    ray: str | None = None,
+    known: Known | None = None,
 ) -> Iterator[CellResult]:
     """Runs cells of a grid; yields each as soon as it is done.
 
@@ -32,35 +40,40 @@ def run_grid(
         cells: Which of its cells, by default all.
         workers: Processes, each with one thread; 1 is this process.
         ray: Address of a Ray cluster to run on instead (``"auto"`` finds one on this machine).
+        known: By cell what is not run again, see ``run_cell``.
 
     Raises:
         ValueError: ``workers`` below 1, or Ray is not there.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
-    cells = grid.cells() if cells is None else cells
+    cells, known = grid.cells() if cells is None else cells, known or {}
     if ray is not None:
-        return _on_ray(grid, cells, ray)
-    return _in_processes(grid, cells, workers) if workers > 1 else (run_cell(grid, cell) for cell in cells)
+        return _on_ray(grid, cells, known, ray)
+    if workers > 1:
+        return _in_processes(grid, cells, known, workers)
+    return (run_cell(grid, cell, known.get(cell)) for cell in cells)
 
 
-def _in_processes(grid: Grid, cells: Sequence[Cell], workers: int) -> Iterator[CellResult]:
+def _in_processes(grid: Grid, cells: Sequence[Cell], known: Known, workers: int) -> Iterator[CellResult]:
     """A worker that dies (out of memory, a crash in native code) costs the cell that it was at, and nothing else."""
     waiting = deque(cells)
     suspects: list[Cell] = []
     while True:
-        lost = yield from _until_broken(grid, waiting, workers)
+        lost = yield from _until_broken(grid, waiting, known, workers)
         if not lost:
             break
         suspects += lost
     for cell in suspects:  # each by itself: one of them has killed its worker, the others were only near
-        lost = yield from _until_broken(grid, deque([cell]), 1)
+        lost = yield from _until_broken(grid, deque([cell]), known, 1)
         if lost:
             died = RuntimeError("the worker process died: out of memory, or a crash in native code")
             yield CellResult(cell, [], [], {}, [failure(cell, None, died)])
 
 
-def _until_broken(grid: Grid, waiting: deque[Cell], workers: int) -> Generator[CellResult, None, list[Cell]]:
+def _until_broken(
+    grid: Grid, waiting: deque[Cell], known: Known, workers: int
+) -> Generator[CellResult, None, list[Cell]]:
     """Runs cells until none waits or the pool has broken; returns the cells that were lost with it."""
     others = set(multiprocessing.active_children())
     context = multiprocessing.get_context("forkserver")
@@ -69,7 +82,8 @@ def _until_broken(grid: Grid, waiting: deque[Cell], workers: int) -> Generator[C
     try:
         while True:
             while waiting and len(running) < workers + _AHEAD:
-                future = pool.submit(run_cell, grid, waiting[0])  # a broken pool refuses, and the cell stays waiting
+                cell = waiting[0]
+                future = pool.submit(run_cell, grid, cell, known.get(cell))  # a broken pool refuses: the cell stays
                 running[future] = waiting.popleft()
             if not running:
                 return []
@@ -104,13 +118,13 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _on_ray(grid: Grid, cells: Sequence[Cell], address: str) -> Iterator[CellResult]:
+def _on_ray(grid: Grid, cells: Sequence[Cell], known: Known, address: str) -> Iterator[CellResult]:
     """One task a cell, one core each. Data sets and policies are read where the task runs, by the same paths."""
     ray = _connected(address)
     try:
         task = ray.remote(num_cpus=1, max_retries=0)(_run_on_ray)
         shared = ray.put(grid)
-        running = {task.remote(shared, cell): cell for cell in cells}
+        running = {task.remote(shared, cell, known.get(cell)): cell for cell in cells}
         while running:
             (reference, *_), _ = ray.wait(list(running))
             cell = running.pop(reference)
@@ -122,11 +136,11 @@ def _on_ray(grid: Grid, cells: Sequence[Cell], address: str) -> Iterator[CellRes
         ray.shutdown()
 
 
-def _run_on_ray(grid: Grid, cell: Cell) -> CellResult:
+def _run_on_ray(grid: Grid, cell: Cell, known: Mapping[str, float] | None) -> CellResult:
     torch.set_num_threads(1)
     for plugin in grid.plugins:
         plugin.load()
-    return run_cell(grid, cell)
+    return run_cell(grid, cell, known)
 
 
 def check_ray(address: str) -> None:

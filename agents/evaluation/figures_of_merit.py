@@ -55,14 +55,17 @@ TIMING_COLUMNS = (
 Row = Mapping[str, Any]
 
 
-def relative_figures(rows: dict[str, dict[str, Any]], curves: Mapping[str, NDArray[Any]]) -> None:
+def relative_figures(
+    rows: dict[str, dict[str, Any]], curves: Mapping[str, NDArray[Any]], known: Mapping[str, float] | None = None
+) -> None:
     """Adds to the rows of one cell what is measured against its references; ``None`` where one of them failed.
 
     Args:
         rows: Rows by label; edited.
         curves: ``LABEL/accuracy`` at ``curve_rounds``, see ``CellResult``.
+        known: Accuracy of what was run before, references among them.
     """
-    accuracy = {label: row["test_accuracy"] for label, row in rows.items()}
+    accuracy = {**(known or {}), **{label: row["test_accuracy"] for label, row in rows.items()}}
     oracle, anchored, floor = (accuracy.get(label) for label in (ORACLE, ANCHORED_ORACLE, FLOOR))
     for label, row in rows.items():
         own = accuracy[label]

@@ -2,8 +2,9 @@
 
 ``results.csv`` and ``timings.csv`` grow by a batch of rows a cell, ``curves/`` by a file, each on the disk before the
 next cell is asked for. A cell counts as finished when all of its rows are in both tables; its curves may have been left
-behind, when the tables were copied. When the grid is done, the
-tables are put into the grid's order; until then they are in the order in which cells ended.
+behind, when the tables were copied. Of an unfinished cell that has its references, rules that have been run are not run
+again. When the grid is done, the tables are put into the grid's order; until then they are in the order in which cells
+ended.
 """
 
 import csv
@@ -23,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 
 from agents.evaluation.cells import CellResult, Failure
+from agents.evaluation.contestants import REFERENCES
 from agents.evaluation.figures_of_merit import COLUMNS, KEY, TIMING_COLUMNS
 from agents.evaluation.grid import Cell
 from fl_core.files import write_atomically, write_json
@@ -35,6 +37,8 @@ RESULTS, TIMINGS, CURVES, FAILURES, MANIFEST, LOCK = (
     "manifest.json",
     ".lock",
 )
+# What a grid may get more of while its results are continued.
+_AXES = ("rules", "attacks", "malicious_fractions", "heterogeneities", "seeds", "num_clients")
 CellKey = tuple[str, ...]
 
 
@@ -109,15 +113,24 @@ class ResultsDirectory:
         path: The directory; made if it is not there.
         grid: ``Grid.to_json()``.
         expected: Labels of the rows that each cell of the grid has, in the order of the grid.
+        held_out: By attack whether it is held out in this grid; rows that are there are brought to it, because a policy
+            that is added may have seen it.
         overwrite: Delete the results that are there.
 
     Raises:
-        ResultsError: It holds results of another grid (the message says which setting differs; more seeds are no other
-            grid), or of nobody knows which, or another process is writing to it.
+        ResultsError: It holds results of another grid (the message says which setting differs; more rules, policies,
+            attacks, seeds and other circumstances are no other grid), or of nobody knows which, or another process is
+            writing to it.
     """
 
     def __init__(
-        self, path: Path, grid: Mapping[str, Any], expected: Mapping[Cell, Sequence[str]], *, overwrite: bool = False
+        self,
+        path: Path,
+        grid: Mapping[str, Any],
+        expected: Mapping[Cell, Sequence[str]],
+        held_out: Mapping[str, bool] | None = None,
+        *,
+        overwrite: bool = False,
     ) -> None:
         self.path, self._expected = path, expected
         path.mkdir(parents=True, exist_ok=True)
@@ -130,6 +143,7 @@ class ResultsDirectory:
             if manifest is not None:
                 write_json(path / MANIFEST, manifest)
             self._drop_unfinished()
+            self._mark(held_out or {})
         except BaseException:
             self._lock.close()
             raise
@@ -146,21 +160,36 @@ class ResultsDirectory:
         """Cells that are not finished, in the order of the grid."""
         return [cell for cell in self._expected if cell not in self._finished]
 
+    def count(self) -> int:
+        """Number of rows that are there."""
+        return len(self._results.rows)
+
+    def known(self) -> dict[Cell, dict[str, float]]:
+        """Of unfinished cells the test accuracy by label of the rules that need not be run again."""
+        return self._known
+
     def add(self, result: CellResult) -> None:
-        """Puts a cell on the disk.
+        """Puts a cell on the disk, or what it lacked; rows that are there stay.
 
         Raises:
             ResultsError: It cannot be written; the cells before it are intact.
         """
+        there = self._known.pop(result.cell, {})
+        curves = self.curves_of(result.cell)
         try:
-            buffer = io.BytesIO()
-            np.savez_compressed(buffer, **result.curves)  # type: ignore[arg-type]
-            (self.path / CURVES).mkdir(exist_ok=True)
-            write_atomically(self.curves_of(result.cell), buffer.getvalue())
+            if not there or curves.exists():  # those of a part of the rules would be no help
+                arrays = dict(result.curves)
+                if there:
+                    with np.load(curves) as before:
+                        arrays.update(before)
+                buffer = io.BytesIO()
+                np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+                curves.parent.mkdir(exist_ok=True)
+                write_atomically(curves, buffer.getvalue())
         except OSError as error:
             raise ResultsError(f"{self.path / CURVES} cannot be written: {error.strerror}") from error
-        self._timings.append(result.timings)
-        self._results.append(result.rows)  # last: from here on the cell is finished
+        self._timings.append([row for row in result.timings if row["rule"] not in there])
+        self._results.append([row for row in result.rows if row["rule"] not in there])  # last: now the cell is finished
 
     def curves_of(self, cell: Cell) -> Path:
         """File of a cell's curves."""
@@ -200,7 +229,7 @@ class ResultsDirectory:
             raise ResultsError(f"{path} is damaged: {error!r}; give --overwrite to start again") from error
         new = json.loads(json.dumps(grid))
         changed = [name for name in [*new, *(set(old) - set(new))] if old.get(name) != new.get(name)]
-        if changed == ["seeds"] and set(old["seeds"]) <= set(new["seeds"]):  # what is there stays what it is
+        if changed and all(_only_more(name, old, new) for name in changed):  # what is there stays what it is
             return {**there, "grid": grid}
         if changed:
             differences = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
@@ -211,19 +240,45 @@ class ResultsDirectory:
         return None
 
     def _drop_unfinished(self) -> None:
-        """Takes out rows of cells that are not there in full; they are run again as whole cells."""
+        """Takes out rows that the other table has not, that are there twice, or of a cell without its references."""
         found: dict[CellKey, tuple[list[str], list[str]]] = {}
+        accuracy: dict[CellKey, dict[str, float]] = {}
         for i, table in enumerate((self._results, self._timings)):
             for row in table.rows:
                 found.setdefault(_key_of(row), ([], []))[i].append(row["rule"])
-        self._finished = {
-            cell
-            for cell, labels in self._expected.items()
-            if all(sorted(rows) == sorted(labels) for rows in found.get(cell_key(cell), ([], [])))
-        }
-        keep = {cell_key(cell) for cell in self._finished}
+                if table is self._results:
+                    accuracy.setdefault(_key_of(row), {})[row["rule"]] = float(row["test_accuracy"])
+        self._finished: set[Cell] = set()
+        self._known: dict[Cell, dict[str, float]] = {}
+        keep: set[tuple[CellKey, str]] = set()
+        for cell, labels in self._expected.items():
+            key = cell_key(cell)
+            results, timings = found.get(key, ([], []))
+            whole = set(results) & set(timings) & set(labels)
+            once = max(len(results) - len(set(results)), len(timings) - len(set(timings))) == 0
+            if not once or not whole.issuperset(REFERENCES):
+                continue
+            keep |= {(key, label) for label in whole}
+            if len(whole) == len(labels):
+                self._finished.add(cell)
+            else:
+                self._known[cell] = {label: accuracy[key][label] for label in whole}
         for table in (self._results, self._timings):
-            table.rewrite([row for row in table.rows if _key_of(row) in keep])
+            table.rewrite([row for row in table.rows if (_key_of(row), row["rule"]) in keep])
+
+    def _mark(self, held_out: Mapping[str, bool]) -> None:
+        """Brings the column ``held_out`` to this grid's."""
+        rows = [{**row, "held_out": str(held_out.get(row["attack"], row["held_out"]))} for row in self._results.rows]
+        self._results.rewrite(rows)
+
+
+def _only_more(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether a setting of the grid has everything that it had before, and more."""
+    if name not in old or name not in new:
+        return False
+    if name == "policies":
+        return bool(old[name].items() <= new[name].items())
+    return name in _AXES and set(old[name]) <= set(new[name])
 
 
 def cell_key(cell: Cell) -> CellKey:

@@ -152,9 +152,51 @@ def test_more_seeds_are_run_beside_those_that_are_there_and_fewer_are_another_gr
         ResultsDirectory(tmp_path, grid.to_json(), {})
 
 
+def test_rules_that_are_there_stay_as_they_are_and_what_is_missing_is_told(
+    tmp_path: Path, grid: Grid, results: list[CellResult], make_grid: Callable[..., Grid]
+) -> None:
+    whole = filled(tmp_path / "whole", grid, results)
+    fewer = make_grid(rules=("fedavg", "median"), features=True)
+    parts = [
+        CellResult(
+            result.cell, *([row for row in rows if row["rule"] != "shapley"] for rows in (result.rows, result.timings)),
+            {name: value for name, value in result.curves.items() if not name.startswith("shapley/")}, []
+        )
+        for result in results
+    ]  # fmt: skip
+    filled(tmp_path / "part", fewer, parts)
+    with open_directory(tmp_path / "part", grid) as directory:
+        assert directory.missing() == grid.cells()
+        for result in results:
+            before = {row["rule"]: row["test_accuracy"] for row in result.rows if row["rule"] != "shapley"}
+            assert directory.known()[result.cell] == before
+            directory.add(result)
+        assert not directory.known()
+        directory.finish([])
+    assert (tmp_path / "part" / "results.csv").read_bytes() == whole
+    with open_directory(tmp_path / "part", grid) as directory:
+        assert not directory.missing()
+
+
+def test_where_curves_were_left_behind_those_of_a_part_of_the_rules_are_not_written(
+    tmp_path: Path, grid: Grid, results: list[CellResult]
+) -> None:
+    filled(tmp_path, grid, results)
+    shutil.rmtree(tmp_path / "curves")
+    lines = (tmp_path / "results.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "results.csv").write_text("".join(line for line in lines if not line.startswith("shapley,")))
+    with open_directory(tmp_path, grid) as directory:
+        for result in results:
+            directory.add(result)
+        directory.finish([])
+    assert (tmp_path / "results.csv").read_text() == "".join(lines)
+    assert not (tmp_path / "curves").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"rules": ("fedavg", "krum")}, "rules was"),
         ({"rounds": 5}, "rounds was 4, is 5"),
         ({"seeds": (1, 2)}, r"seeds was \[0\], is \[1, 2\]"),
         ({"attacks": ("alie",)}, "attacks was"),
