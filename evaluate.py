@@ -104,9 +104,7 @@ def main(arguments: Arguments) -> int:
         print(f"{every} cells, {rules} rules each, {grid.rounds} rounds; {every - len(missing)} done before{partly}")
         if missing:
             workers = 1 if arguments.ray else arguments.workers
-            there = sum(len(known) for known in directory.known().values())
-            left = 1 - there / (rules * len(missing))
-            seconds = show_seconds(left * estimate_seconds(grid, missing, workers))
+            seconds = show_seconds(estimate_seconds(grid, missing, workers, directory.known()))
             where = "one core, before Ray shares it out" if arguments.ray else f"{workers} workers"
             print(f"about {seconds} on {where}; results in {arguments.out}")
         with tqdm(total=len(missing), desc="evaluate", disable=not arguments.progress) as bar:

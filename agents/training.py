@@ -24,7 +24,7 @@ from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
 from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, open_run, read_config
 from agents.settings import TrainingSettings
-from agents.warm_start import WarmStart, affordable_share, units, warm_start
+from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
@@ -230,17 +230,13 @@ def _warm_start(
         for i in range(settings.n_envs)
     ]
     wanted = settings.warm_start_length
-    share = affordable_share(copies[0], wanted, settings.warm_start_memory)
+    flag, share = min(affordable(copies[0], wanted, settings.warm_start_memory).items(), key=lambda limit: limit[1])
     lengths = WarmStart().scaled(share)
     if share < wanted:
-        by_memory = affordable_share(copies[0], wanted, 2 * settings.warm_start_memory) > share
-        why = (
-            "updates of this size (--warm-start-memory is"
-            if by_memory
-            else "images of this size (--warm-start-length is"
-        )
+        size = "updates" if flag == "--warm-start-memory" else "images"
         text = (
-            f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for {why} how to ask for more)"
+            f"warm start: {lengths.rounds} rounds, {share / wanted:.0%} of its length, for {size} of this size "
+            f"({flag} is how to ask for more)"
         )
         console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
     total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)

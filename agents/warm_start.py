@@ -81,19 +81,21 @@ class WarmStart:
 _AFFORDABLE_PIXELS = 256
 
 
-def affordable_share(federation: Federation, wanted: float = 1.0, memory: float = 2.0) -> float:
-    """Length of a warm start, in units of the full one: ``wanted``, or what memory and time (images) allow.
+def affordable(federation: Federation, wanted: float = 1.0, memory: float = 2.0) -> dict[str, float]:
+    """Lengths of a warm start, in units of the full one, that its limits allow, by the flag that moves each limit.
 
     Args:
         federation: One of those whose rounds are recorded.
-        wanted: The length asked for, in the same units.
+        wanted: The length asked for; what time allows is less for large images.
         memory: For recorded rounds, in GiB. All updates of a round are kept: 150 kB for twenty clients on digits, 8 MB
             on 28x28 images.
     """
     round_size = 4 * federation.config.num_clients * federation.layout.num_shared
     pixels = prod(federation.dataset.image_shape)
-    by_time = wanted * min(1.0, _AFFORDABLE_PIXELS / pixels)
-    return min(by_time, memory * 2**30 / (WarmStart.rounds * round_size))
+    return {
+        "--warm-start-length": wanted * min(1.0, _AFFORDABLE_PIXELS / pixels),
+        "--warm-start-memory": memory * 2**30 / (WarmStart.rounds * round_size),
+    }
 
 
 def warm_start(

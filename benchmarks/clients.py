@@ -3,9 +3,9 @@
     python benchmarks/clients.py results/held_out results/held_out_10_clients
     python benchmarks/clients.py results/scaling --rules optigradtrust shapley fltrust krum
 
-Prints, for each heterogeneity and number of clients, the mean test accuracy under attack and the median of the server's
-time for a round. Only cells with attackers count, and of them those whose heterogeneity, attack, fraction and seed
-every number of clients has.
+Prints, for each heterogeneity and number of clients, the mean test accuracy under attack, the mean regret to the
+anchored oracle and the median of the server's time for a round. Only cells with attackers count, and of them those
+whose heterogeneity, attack, fraction and seed every number of clients has.
 """
 
 from collections import defaultdict
@@ -45,6 +45,7 @@ def main(arguments: Arguments) -> None:
     """Prints a line for each rule, heterogeneity and number of clients."""
     for rule in arguments.rules:
         accuracy = column([path / "results.csv" for path in arguments.results], rule, "test_accuracy")
+        regret = column([path / "results.csv" for path in arguments.results], rule, "regret_anchored")
         seconds = column([path / "timings.csv" for path in arguments.results], rule, "server_seconds")
         if not accuracy:
             raise SystemExit(f"none of the results has the rule {rule!r} under attack")
@@ -56,8 +57,10 @@ def main(arguments: Arguments) -> None:
             seeds = len({scenario[3] for scenario in scenarios})
             for clients in sorted(accuracy):
                 share = fmean(accuracy[clients][scenario] for scenario in scenarios)
+                behind = fmean(regret[clients][scenario] for scenario in scenarios)
                 cost = median(seconds[clients][scenario] for scenario in scenarios)
-                print(f"{rule}  {kind}  {clients} clients  {100 * share:.1f} %  {1e3 * cost:.1f} ms  {seeds} seeds")
+                figures = f"{100 * share:.1f} %  regret {100 * behind:.1f}  {1e3 * cost:.1f} ms"
+                print(f"{rule}  {kind}  {clients} clients  {figures}  {seeds} seeds")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from agents.evaluation.cells import CellResult, run_cell
+from agents.evaluation.execution import Known
 from agents.evaluation.grid import FINAL_ROUNDS, NO_ATTACK, Cell, Grid, parse_attack
 from agents.evaluation.runs import curve_rounds, meets_attackers, ready
 from fl_core import Federation
 from fl_core.attacks import Knowledge, make_attack
 
 
-def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
+def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int, known: Known | None = None) -> float:
     """Seconds that the cells will take, from one shortened cell for each environment and number of clients.
 
     What every seed pays once (an autoencoder) and what every round costs are told apart, because a shortened cell is
@@ -23,6 +24,7 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
         grid: The grid.
         cells: Those that are to be run.
         workers: Processes.
+        known: By cell what is not run again; its share of the rules is taken off, whatever each costs.
     """
     short = replace(grid, rounds=FINAL_ROUNDS)
     groups = Counter((cell.env_id, cell.num_clients) for cell in cells)
@@ -51,7 +53,9 @@ def estimate_seconds(grid: Grid, cells: Sequence[Cell], workers: int) -> float:
         for attack, of_attack in searching.items():
             dear = max((cell for cell in mine if cell.attack == attack), key=lambda cell: cell.malicious_fraction)
             total += of_attack * grid.rounds * max(_round_seconds(grid, dear) - usual, 0)
-    return total / min(workers, len(cells)) if cells else 0.0
+    rules = sum(len(grid.contestants(cell.env_id)) for cell in cells)
+    left = 1 - sum(len((known or {}).get(cell, {})) for cell in cells) / max(rules, 1)
+    return left * total / min(workers, len(cells)) if cells else 0.0
 
 
 def show_seconds(seconds: float) -> str:

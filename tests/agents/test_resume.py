@@ -66,7 +66,7 @@ train_agent.main(train_agent.parse(sys.argv[2:]))
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "make_env", partial(make_env, rounds=4))
     monkeypatch.setattr(training, "WarmStart", lambda: WarmStart(**LENGTHS))
-    monkeypatch.setattr(training, "affordable_share", lambda *_: 1.0)
+    monkeypatch.setattr(training, "affordable", lambda *_: {"--warm-start-length": 1.0})
 
 
 def command(algorithm: str, directory: Path) -> list[str]:

@@ -15,7 +15,7 @@ from agents.trust_net import TrustNet
 from agents.warm_start import (
     Recording,
     WarmStart,
-    affordable_share,
+    affordable,
     clone,
     fit_value,
     gradient,
@@ -236,11 +236,11 @@ def test_a_stage_of_impossible_length_is_refused_by_name(field: str) -> None:
 
 def test_memory_and_the_size_of_images_limit_the_length() -> None:
     federation = Federation(configure(num_clients=5))
-    assert affordable_share(federation, 1e9, memory=1e9) == 1e9
     round_size = 4 * 5 * federation.layout.num_shared
-    assert affordable_share(federation, 2.0, memory=600 * round_size / 2**30) == pytest.approx(0.5)
+    found = affordable(federation, 2.0, memory=600 * round_size / 2**30)
+    assert found == {"--warm-start-length": 2.0, "--warm-start-memory": pytest.approx(0.5)}
     images = Federation(configure(num_clients=5, dataset="gaussian_clusters", dataset_options={"side": 32}))
-    assert affordable_share(images, 3.0, memory=1e9) == pytest.approx(0.75)
+    assert affordable(images, 3.0)["--warm-start-length"] == pytest.approx(0.75)
 
 
 def masked_envs() -> tuple[VecEnv, list[Any]]:

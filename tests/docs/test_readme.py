@@ -75,6 +75,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(there), target
 
 
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_row_of_a_table_has_as_many_cells_as_its_head(page: Path) -> None:
+    for table in re.findall(r"(?:^\|.*\n)+", FENCE.sub("", page.read_text()), re.MULTILINE):
+        head, *rows = (len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines())
+        assert rows == [head] * len(rows), table.splitlines()[0]
+
+
 @pytest.mark.parametrize("words", commands())
 def test_every_command_is_one_that_its_program_takes(words: list[str]) -> None:
     if words[0] == "make":

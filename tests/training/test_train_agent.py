@@ -212,6 +212,16 @@ def test_unless_switched_off_there_is_a_whole_warm_start() -> None:
     assert TrainingSettings().warm_start == "clone+gradient"
 
 
+def test_a_warm_start_that_does_not_fit_into_its_memory_is_shortened_and_says_by_which_flag(
+    arguments: TrainingSettings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(replace(arguments, warm_start="clone+gradient", warm_start_memory=1e-6))
+    assert (
+        "of its length, for updates of this size (--warm-start-memory is how to ask for more)"
+        in capsys.readouterr().out
+    )
+
+
 @pytest.mark.parametrize("name", algorithm_names())
 def test_every_algorithm_runs_warm_started_and_its_policy_deploys_the_same_way(
     name: str,
@@ -222,7 +232,7 @@ def test_every_algorithm_runs_warm_started_and_its_policy_deploys_the_same_way(
 ) -> None:
     lengths = training.WarmStart(rounds=8, clone_steps=2, gradient_steps=2, batch=2, samples=8)
     monkeypatch.setattr(training, "WarmStart", lambda: lengths)
-    monkeypatch.setattr(training, "affordable_share", lambda _, wanted, memory: wanted)
+    monkeypatch.setattr(training, "affordable", lambda _, wanted, memory: {"--warm-start-length": wanted})
     settings = replace(arguments, algo=name, hyperparams=short_rollouts(name, tmp_path), warm_start="clone+gradient")
     assert main(settings) == 0
     policy = load_policy(arguments.run_dir)

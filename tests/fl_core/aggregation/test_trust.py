@@ -107,6 +107,18 @@ def test_shapley_trust_is_the_positive_part_of_the_observed_shapley_value(view, 
     np.testing.assert_allclose(weights, np.maximum(values, 0) / (np.maximum(values, 0).sum() + 1), atol=1e-5)
 
 
+def drawn(view, clients: int, seed: int):
+    """Updates (N, 15), a reference (15,), and what a server sees of them."""
+    rng = np.random.default_rng(seed)
+    updates, reference = rng.standard_normal((clients, 15)), rng.standard_normal(15)
+    return updates, reference, view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+
+
+def losses_of(updates: np.ndarray) -> np.ndarray:
+    """What the view of these tests loses on each of its samples, which are the parameters."""
+    return np.minimum((updates - 0.3) ** 2, 9)
+
+
 def candidates_of(updates: np.ndarray, reference: np.ndarray, trust: np.ndarray, anchor: float) -> np.ndarray:
     """The safeguard's nine, written out: each of two aggregates at four shares, and the reference."""
     helpful = np.tanh(updates @ reference) > 0
@@ -125,13 +137,11 @@ def candidates_of(updates: np.ndarray, reference: np.ndarray, trust: np.ndarray,
     seed=st.integers(0, 2**31),
 )
 def test_the_safeguard_takes_the_candidate_with_the_least_loss_on_root_data(view, trust, anchor, seed):
-    rng = np.random.default_rng(seed)
-    updates, reference = rng.standard_normal((len(trust), 15)), rng.standard_normal(15)
-    seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+    updates, reference, seen = drawn(view, len(trust), seed)
     result = GivenTrust(torch.tensor(trust), TrustWeighting("none", anchor, True, safeguard_margin=0))(seen)
 
-    losses = np.minimum((candidates_of(updates, reference, np.array(trust), anchor) - 0.3) ** 2, 9).mean(axis=1)
-    found = np.minimum((result.update.double().numpy() - 0.3) ** 2, 9).mean()
+    losses = losses_of(candidates_of(updates, reference, np.array(trust), anchor)).mean(axis=1)
+    found = losses_of(result.update.double().numpy()).mean()
     assert found == pytest.approx(losses.min(), abs=1e-5)
     assert float(result.weights.sum()) + result.root_weight == pytest.approx(1, abs=1e-5)
     expected = result.weights.double().numpy() @ updates + result.root_weight * reference
@@ -145,18 +155,15 @@ def test_the_safeguard_takes_the_candidate_with_the_least_loss_on_root_data(view
     seed=st.integers(0, 2**31),
 )
 def test_with_a_margin_only_what_is_clearly_better_than_trust_alone_is_taken(view, trust, margin, seed):
-    rng = np.random.default_rng(seed)
-    updates, reference = rng.standard_normal((len(trust), 15)), rng.standard_normal(15)
-    seen = view(torch.from_numpy(updates).float(), torch.from_numpy(reference).float())
+    updates, reference, seen = drawn(view, len(trust), seed)
     result = GivenTrust(torch.tensor(trust), TrustWeighting("none", safeguard=True, safeguard_margin=margin))(seen)
 
-    losses = np.minimum((candidates_of(updates, reference, np.array(trust), 1.0) - 0.3) ** 2, 9)
+    losses = losses_of(candidates_of(updates, reference, np.array(trust), 1.0))
     gains = losses[0] - losses
     ratio = gains.mean(axis=1) / np.maximum(gains.std(axis=1) / 15**0.5, 1e-300)
     assume(np.abs(ratio - margin).min() > 1e-4 or margin == 0)
     allowed = [losses[0].mean(), *losses[ratio > margin].mean(axis=1)]
-    found = np.minimum((result.update.double().numpy() - 0.3) ** 2, 9).mean()
-    assert found == pytest.approx(min(allowed), abs=1e-5)
+    assert losses_of(result.update.double().numpy()).mean() == pytest.approx(min(allowed), abs=1e-5)
 
 
 @pytest.mark.parametrize(
