@@ -123,7 +123,7 @@ def test_the_estimate_counts_references_once_for_all_attacks_in_every_worker(
 ) -> None:
     from agents.evaluation import estimate as module
 
-    def measured(grid: Grid, cell: Any) -> CellResult:
+    def measured(grid: Grid, cell: Any, known: Any) -> CellResult:
         return CellResult(cell, [], [TIMING, {**TIMING, "rule": "oracle"}], {}, [])
 
     monkeypatch.setattr(module, "run_cell", measured)
@@ -138,7 +138,7 @@ def test_the_estimate_counts_what_attacks_that_search_add_to_a_round_and_is_not_
 ) -> None:
     from agents.evaluation import estimate as module
 
-    def measured(grid: Grid, cell: Any) -> CellResult:
+    def measured(grid: Grid, cell: Any, known: Any) -> CellResult:
         assert cell.attack == "alie"  # not what one that searches costs
         return CellResult(cell, [], [TIMING], {}, [])
 
@@ -147,14 +147,69 @@ def test_the_estimate_counts_what_attacks_that_search_add_to_a_round_and_is_not_
     grid = make_grid(attacks=("feature_box", "alie"), malicious_fractions=(0.4,), seeds=(0, 1), rounds=10)
     assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_round_seconds", lambda _, cell: 2.0 if cell.attack == "feature_box" else 0.5)
-        assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1 + 2 * 10 * 1.5)
+        patch.setattr(module, "_round_seconds", lambda _, cell, __: 2.0 if cell.attack == "feature_box" else 0.5)
+        assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1 + 2 * 2 * 10 * 1.5)  # two rules
 
     def fails(*_: Any) -> None:
         raise RuntimeError("by an attack")
 
     monkeypatch.setattr(module.Federation, "local_round", fails)
     assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(4 * 10 * 0.1)
+
+
+def test_the_estimate_of_a_run_that_goes_on_counts_and_probes_only_what_is_missing(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents.evaluation import estimate as module
+
+    def measured(grid: Grid, cell: Any, known: Any) -> CellResult:
+        labels = [label for label in grid.labels() if label not in known]
+        seconds = {"fedavg": 100.0}  # the dear one is known
+        timings = [{**TIMING, "rule": label, "seconds_per_round": seconds.get(label, 0.1)} for label in labels]
+        return CellResult(cell, [], timings, {}, [])
+
+    probed: list[str] = []
+
+    def round_seconds(_: Grid, cell: Any, contestant: Any) -> float:
+        probed.append(contestant.label)
+        return 1.5 if cell.attack == "feature_box" else 0.5
+
+    monkeypatch.setattr(module, "run_cell", measured)
+    monkeypatch.setattr(module, "_round_seconds", round_seconds)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: 0.0)
+    grid = make_grid(
+        rules=("fedavg", "median"), attacks=("feature_box", "alie"), malicious_fractions=(0.4,), seeds=(0, 1), rounds=10
+    )
+    cells = grid.cells()
+    known = {cell: dict.fromkeys(set(grid.labels()) - {"median"}, 0.5) for cell in cells}
+    assert estimate_seconds(grid, cells, 1, known) == pytest.approx(4 * 10 * 0.1 + 2 * 10 * 1.0)
+    assert set(probed) == {"median"}
+    one_known = {cells[0]: known[cells[0]]}
+    assert estimate_seconds(grid, cells, 1, one_known) > 3 * 10 * 100.0
+
+
+def test_what_an_attack_costs_is_taken_from_the_first_contestants_when_timing_it_takes_long(
+    make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from agents.evaluation import estimate as module
+
+    clock, probed = iter(range(0, 100_000, 100)), []
+
+    def measured(grid: Grid, cell: Any, known: Any) -> CellResult:
+        return CellResult(cell, [], [], {}, [])
+
+    def round_seconds(_: Grid, cell: Any, contestant: Any) -> float:
+        probed.append((contestant.label, cell.attack))
+        return 1.5 if cell.attack == "feature_box" else 0.5
+
+    monkeypatch.setattr(module, "run_cell", measured)
+    monkeypatch.setattr(module, "_round_seconds", round_seconds)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))
+    grid = make_grid(
+        rules=("fedavg", "median"), attacks=("feature_box", "alie"), malicious_fractions=(0.4,), seeds=(0,), rounds=10
+    )
+    assert estimate_seconds(grid, grid.cells(), 1) == pytest.approx(2 * 10 * 1.0)
+    assert probed == [("fedavg", "alie"), ("fedavg", "feature_box")]
 
 
 def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_workers(
@@ -164,7 +219,7 @@ def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_worke
 
     clock = iter(range(1000))
 
-    def measured(grid: Grid, cell: Any) -> CellResult:
+    def measured(grid: Grid, cell: Any, known: Any) -> CellResult:
         return CellResult(cell, [], [TIMING], {}, [])
 
     monkeypatch.setattr(module, "run_cell", measured)
