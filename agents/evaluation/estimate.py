@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -64,15 +64,15 @@ def _group_seconds(grid: Grid, cells: Sequence[Cell], workers: int, known: Known
             runs = min(len({replace(cell, attack=NO_ATTACK) for cell in left}) * workers, runs)
         total += runs * (grid.rounds * of_round + len(curve_rounds(grid.rounds)) * scoring)
     if plain:
-        total += grid.rounds * _searching_seconds(grid, probe, {one: missing[one.label] for one in attacked})
+        total += grid.rounds * _searching_seconds(grid, probe, [(one, missing[one.label]) for one in attacked])
     return total
 
 
-def _searching_seconds(grid: Grid, plain: Cell, missing: Mapping[Contestant, Sequence[Cell]]) -> float:
+def _searching_seconds(grid: Grid, plain: Cell, missing: Sequence[tuple[Contestant, Sequence[Cell]]]) -> float:
     """What attacks that search add, over ``plain``, to one round of each of the cells that contestants miss."""
     total, started = 0.0, time.perf_counter()
     measured: dict[str, list[float]] = {}
-    for contestant, cells in missing.items():
+    for contestant, cells in missing:
         usual = None
         for attack, count in Counter(cell.attack for cell in cells if _searches(cell.attack)).items():
             of_attack = measured.setdefault(attack, [])
