@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
 
+import torch
+
 from agents.evaluation.cells import CellResult, run_cell
 from agents.evaluation.contestants import Contestant
 from agents.evaluation.execution import Known
 from agents.evaluation.grid import FINAL_ROUNDS, NO_ATTACK, Cell, Grid, parse_attack
-from agents.evaluation.runs import curve_rounds, meets_attackers, ready
+from agents.evaluation.runs import CURVE_SAMPLES, curve_rounds, meets_attackers, ready
 from fl_core import Federation
 from fl_core.attacks import Knowledge, make_attack
 
@@ -51,7 +53,10 @@ def _group_seconds(grid: Grid, cells: Sequence[Cell], workers: int, known: Known
     seconds = time.perf_counter() - started
     once = _set_up(result)
     round_seconds = [timing["seconds_per_round"] for timing in result.timings]
-    scoring = max(seconds - once - FINAL_ROUNDS * sum(round_seconds), 0) / FINAL_ROUNDS / max(len(round_seconds), 1)
+    # The rounds of the probe are final ones, which are scored by more than those of a curve.
+    scoring = max(seconds - once - FINAL_ROUNDS * sum(round_seconds), 0) / max(len(round_seconds), 1)
+    if round_seconds:
+        scoring += (len(curve_rounds(grid.rounds)) - FINAL_ROUNDS) * _curve_seconds(grid, probe)
     seeds = len({cell.seed for cell in cells})
     total = seeds * once * min(workers, len(cells) / seeds)  # at worst, every worker meets every seed
     attacked = [one for one in contestants if meets_attackers(grid, one) and missing[one.label]]
@@ -62,7 +67,7 @@ def _group_seconds(grid: Grid, cells: Sequence[Cell], workers: int, known: Known
         if timing["rule"] not in run_under_attack:
             # References are run once for all attacks on the same clients, at worst in every worker.
             runs = min(len({replace(cell, attack=NO_ATTACK) for cell in left}) * workers, runs)
-        total += runs * (grid.rounds * of_round + len(curve_rounds(grid.rounds)) * scoring)
+        total += runs * (grid.rounds * of_round + scoring)
     if plain:
         total += grid.rounds * _searching_seconds(grid, probe, [(one, missing[one.label]) for one in attacked])
     return total
@@ -100,6 +105,16 @@ def show_seconds(seconds: float) -> str:
 def _searches(attack: str) -> bool:
     name, options = parse_attack(attack)
     return make_attack(name, **options).knows in (Knowledge.RULE, Knowledge.FINGERPRINT, Knowledge.POLICY)
+
+
+def _curve_seconds(grid: Grid, cell: Cell) -> float:
+    """A point of the curve of test accuracy."""
+    federation = Federation(grid.config(cell.env_id, cell.num_clients, cell.seed))
+    federation.reset(cell.scenario(), entropy=cell.seed)
+    present = torch.zeros(1, federation.layout.num_shared)
+    started = time.perf_counter()
+    federation.evaluate(present, "test", at_most=CURVE_SAMPLES)
+    return time.perf_counter() - started
 
 
 def _round_seconds(grid: Grid, cell: Cell, contestant: Contestant) -> float:

@@ -224,11 +224,13 @@ def test_the_estimate_grows_with_the_cells_and_the_rounds_and_is_shared_by_worke
 
     monkeypatch.setattr(module, "run_cell", measured)
     monkeypatch.setattr(module.time, "perf_counter", lambda: float(next(clock)))  # every probe takes a second
+    monkeypatch.setattr(module, "_curve_seconds", lambda *_: 0.05)
     grid = make_grid(seeds=(0, 1, 2, 3), rounds=10)
     cells = grid.cells()
-    # A probe of three rounds takes 1 s: 0.3 s of rounds and 0.7 s of scoring, so 0.1 and 0.7/3 s a round.
-    assert estimate_seconds(grid, cells, 1) == pytest.approx(12 * 10 * (0.1 + 0.7 / 3))
-    assert estimate_seconds(grid, cells[:6], 1) == pytest.approx(6 * 10 * (0.1 + 0.7 / 3))
-    assert estimate_seconds(grid, cells, 4) == pytest.approx(12 * 10 * (0.1 + 0.7 / 3) / 4)
+    # A probe of three rounds takes 1 s: 0.3 s of rounds, 0.7 s of scoring. Of the other seven only a curve is scored.
+    run = 10 * 0.1 + 0.7 + 7 * 0.05
+    assert estimate_seconds(grid, cells, 1) == pytest.approx(12 * run)
+    assert estimate_seconds(grid, cells[:6], 1) == pytest.approx(6 * run)
+    assert estimate_seconds(grid, cells, 4) == pytest.approx(12 * run / 4)
     assert estimate_seconds(grid, [], 4) == 0
     assert [show_seconds(seconds) for seconds in (44.6, 700, 12000)] == ["45 s", "12 min", "3.3 h"]
