@@ -1,0 +1,108 @@
+"""The figures of README and docs/results.md are those of the files under results/ that they name."""
+
+import csv
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+RESULTS = (ROOT / "docs" / "results.md").read_text()
+
+
+def table(text: str, head: str) -> Iterator[dict[str, str]]:
+    """Rows by column of the table whose first line begins so."""
+    lines = text[text.index(f"\n{head}") + 1 :].splitlines()
+    columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in _until_blank(lines))
+    for row in rows:
+        yield dict(zip(columns, row, strict=True))
+
+
+def _until_blank(lines: list[str]) -> list[str]:
+    return lines[: lines.index("")]
+
+
+def circumstances(name: str, rule: str) -> dict[str, dict[str, float]]:
+    """Columns of a rule in tables/circumstances.csv of a result, by circumstance."""
+    with (ROOT / "results" / name / "tables" / "circumstances.csv").open() as file:
+        return {
+            row["in"]: {key: float(value) for key, value in row.items() if key not in ("rule", "in") and value}
+            for row in csv.DictReader(file)
+            if row["rule"] == rule
+        }
+
+
+def shown(value: float) -> str:
+    text = f"{value:.1f}".replace("-", "−")
+    return "0.0" if text == "−0.0" else text
+
+
+def interval(row: dict[str, float], column: str) -> str:
+    return f"{shown(row[column])} [{shown(row[f'{column}, low'])}, {shown(row[f'{column}, high'])}]"
+
+
+def bare(cell: str) -> str:
+    """Without the name of an attack behind a figure."""
+    return re.sub(r" \(`\w+`\)", "", cell)
+
+
+def test_every_row_of_the_headline_is_a_row_of_the_summary() -> None:
+    summary = {row["rule"]: row for row in table("\n" + summary_of("held_out") + "\n\n", "| rule |")}
+    told = list(table(README, "| rule | accuracy, attacked |"))
+    assert len(told) == len(summary) > 10
+    for row in told:
+        assert row == {column: summary[row["rule"]][column] for column in row}
+
+
+def summary_of(name: str) -> str:
+    return (ROOT / "results" / name / "summary.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("label", "name", "fraction"),
+    [
+        ("digits, 45 % malicious", "held_out_majority", 45),
+        ("digits, 60 % malicious", "held_out_majority", 60),
+        ("Fashion-MNIST, 30 %", "held_out_fashion_mnist", 30),
+    ],
+)
+def test_the_readme_tells_the_other_circumstances_as_they_were_measured(label: str, name: str, fraction: int) -> None:
+    told = next(row for row in table(README, "| | seeds |") if row[""] == label)
+    measured = circumstances(name, "optigradtrust")
+    for alpha in ("0.5", "0.1"):
+        row = measured[f"α {alpha}, {fraction} % malicious"]
+        assert told[f"α {alpha}"] == f"{shown(row['regret'])} ({shown(row['worst regret'])})"
+    with (ROOT / "results" / name / "results.csv").open() as file:
+        assert int(told["seeds"]) == len({row["seed"] for row in csv.DictReader(file)})
+
+
+def test_more_attackers_are_told_as_they_were_measured() -> None:
+    measured, without, oracle, root_only = (
+        circumstances("held_out_majority", rule)
+        for rule in ("optigradtrust", "optigradtrust (safeguard=false)", "oracle", "root_only")
+    )
+    told = list(table(RESULTS, "| malicious |"))
+    assert len(told) == 4
+    for row, fraction in zip(told, (45, 45, 60, 60), strict=True):
+        key = f"α {row['α']}, {fraction} % malicious"
+        assert row["regret"] == interval(measured[key], "regret")
+        assert bare(row["worst attack's"]) == shown(measured[key]["worst regret"])
+        own, best, floor = (of[key]["accuracy"] for of in (measured, oracle, root_only))
+        share = f"{100 * (own - floor) / (best - floor):.0f} %" if best > floor else ""
+        assert row["recovered"] == share
+        behind = [shown(-of[key]["above root only, worst attack"]) for of in (measured, without)]
+        assert [row["behind root data alone, worst attack"], row["the same without the safeguard"]] == behind
+
+
+def test_fashion_mnist_is_told_as_it_was_measured() -> None:
+    told = list(table(RESULTS, "| rule | regret, α 0.5 |"))
+    assert {row["rule"].strip("`") for row in told} >= {"optigradtrust", "shapley"}
+    for row in told:
+        measured = circumstances("held_out_fashion_mnist", row["rule"].strip("`"))
+        for alpha in ("0.5", "0.1"):
+            attacked = measured[f"α {alpha}, 30 % malicious"]
+            assert row[f"regret, α {alpha}"] == interval(attacked, "regret")
+            assert bare(row[f"worst, α {alpha}"]) == shown(attacked["worst regret"])
+            assert row[f"no attack, α {alpha}"] == shown(measured[f"α {alpha}, no attack"]["regret"])
