@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
+from hashlib import sha256
 from math import prod
 
 import torch
@@ -18,7 +19,7 @@ from fl_core.data.shift import FeatureShift, draw_shift
 from fl_core.data.splits import Root, redraw_root
 from fl_core.device import check_device
 from fl_core.evaluation import Metrics
-from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
+from fl_core.fingerprint import AutoencoderOnce, Fingerprinter, HonestSimulator, make_shapley
 from fl_core.models import ParameterLayout, make_network
 from fl_core.randomness import Purpose, Streams
 from fl_core.scenario import Scenario
@@ -106,7 +107,7 @@ class Federation:
         Raises:
             ValueError: The partition cannot be drawn, or the scenario has more clients than the federation.
         """
-        config, streams = self.config, Streams(entropy)
+        streams = Streams(entropy)
         self.scenario, self.entropy = scenario, entropy
         self.attack, self.round = scenario.make_attack(), 0
         self.attack.reset()
@@ -132,8 +133,8 @@ class Federation:
             self.dataset.images(self._utility),
             self.dataset.labels[self._utility],
             self.dataset.num_classes,
-            partial(_autoencoder, config, self._root),
-            make_shapley(config.shapley),
+            self.autoencoder(self.shared, local),
+            make_shapley(self.config.shapley),
             # Not the episode's own streams: who is malicious is drawn from those, and a defence holds this object.
             streams.descend(Purpose.FINGERPRINT),
         )
@@ -310,6 +311,16 @@ class Federation:
         seed = int(Streams(self.config.split_seed).numpy(Purpose.MODEL).integers(2**31))
         return self.layout.initial(self._network(seed).to(self.device))
 
+    def autoencoder(self, shared: Tensor, local: Tensor) -> AutoencoderOnce:
+        """What knows honest updates of this data and network, from the initial model (P,) and (L,) on.
+
+        The same for every number of clients, weighting and Shapley estimator.
+        """
+        seen = replace(self.config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate")
+        key = sha256(repr((type(self).__name__, seen, self._root)).encode()).hexdigest()
+        seed = Streams(seen.split_seed).seed(Purpose.AUTOENCODER)
+        return AutoencoderOnce(key, self.simulator, shared, local, seed, seen.simulated_rounds)
+
     def _batches(self, rows: Tensor) -> Tensor:
         """(M, K, B) indices into the data set: each participant's shard permuted and taken cyclically."""
         training = self.config.training
@@ -325,20 +336,3 @@ def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
     dataset = load_dataset(config.dataset, config.data_dir, download=config.download, **options)
     generator = Streams(config.split_seed).numpy(Purpose.SPLIT)
     return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
-
-
-def _autoencoder(config: FederationConfig, root: Root = _OWN_ROOT) -> UpdateAutoencoder:
-    """The autoencoder of a federation's data and network, whatever the clients, the weighting and the estimator."""
-    return _autoencoder_of(replace(config, num_clients=1, weighting=TrustWeighting(), shapley="surrogate"), root)
-
-
-# Sixteen federations with eight draws of root data each; one is 3 MB and the network's size.
-@lru_cache(maxsize=128)
-def _autoencoder_of(config: FederationConfig, root: Root) -> UpdateAutoencoder:
-    federation = Federation(config)
-    federation.use_root(root)
-    streams = Streams(config.split_seed)
-    shared, local = federation.initial_model()
-    return train_autoencoder(
-        federation.simulator, shared, local, streams.torch(Purpose.AUTOENCODER), config.simulated_rounds
-    )

@@ -48,10 +48,14 @@ class Streams:
         """A fresh numpy generator at the start of stream ``(purpose, index)``."""
         return np.random.default_rng(self._child(purpose, index))
 
+    def seed(self, purpose: Purpose, index: int = 0) -> int:
+        """What the torch generator of stream ``(purpose, index)`` is seeded with, below 2**63."""
+        words = self._child(purpose, index).generate_state(1, np.uint64)
+        return int(words[0]) & (2**63 - 1)
+
     def torch(self, purpose: Purpose, index: int = 0) -> torch.Generator:
         """A fresh CPU ``torch.Generator`` at the start of stream ``(purpose, index)``."""
-        words = self._child(purpose, index).generate_state(1, np.uint64)
-        return torch.Generator().manual_seed(int(words[0]) & (2**63 - 1))
+        return torch.Generator().manual_seed(self.seed(purpose, index))
 
     def descend(self, purpose: Purpose) -> "Streams":
         """Streams of their own for somebody who must not be able to work out these: the way back is a hash."""

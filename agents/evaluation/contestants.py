@@ -56,7 +56,10 @@ class Contestant:
             assert self.rule is not None
             told = self.num_byzantine is not None and takes_num_byzantine(self.rule)
             made = make_rule(self.rule, **({"num_byzantine": self.num_byzantine} if told else {}))
-        return ShuffledFeatures(made, seed) if self.control == FEATURES_SHUFFLED else made
+        if self.control == FEATURES_SHUFFLED:
+            assert isinstance(made, TrustRule)
+            return ShuffledFeatures(made, seed)
+        return made
 
 
 def contestants(

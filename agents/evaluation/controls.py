@@ -5,17 +5,16 @@ that gains as much with wrong labels on the root data does not gain by the root 
 """
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
 import torch
 
-from fl_core import Federation, FederationConfig, Scenario
-from fl_core.aggregation import Aggregate, Rule, ServerView
-from fl_core.fingerprint import Fingerprinter, HonestSimulator, UpdateAutoencoder, make_shapley, train_autoencoder
-from fl_core.fingerprint.fingerprint import Fingerprint
-from fl_core.randomness import Purpose, Streams
+from fl_core import Federation, FederationConfig
+from fl_core.aggregation import Aggregate, Rule, ServerView, TrustRule
+from fl_core.data.splits import Root
+from fl_core.fingerprint import Fingerprint
+from fl_core.randomness import Purpose
 
 FEATURES_SHUFFLED = "features shuffled"
 ROOT_LABELS_SHUFFLED = "root labels shuffled"
@@ -23,10 +22,10 @@ ROOT_LABELS_SHUFFLED = "root labels shuffled"
 
 @dataclass(frozen=True)
 class ShuffledFeatures(Rule):
-    """A rule that sees each feature permuted among the accepted clients.
+    """A rule whose trust is from features that are permuted, each by itself, among the accepted clients.
 
-    What is left is the distribution of each feature in the round, but no longer whose it is. A safeguard behind the
-    rule sees as well as before: it judges models.
+    What is left is the distribution of each feature in the round, but no longer whose it is. What weighs the trust, a
+    safeguard included, sees as well as before.
 
     Attributes:
         rule: The rule.
@@ -34,7 +33,7 @@ class ShuffledFeatures(Rule):
     """
 
     needs_root: ClassVar[bool] = True
-    rule: Rule
+    rule: TrustRule
     seed: int = 0
 
     def reset(self) -> None:
@@ -47,7 +46,7 @@ class ShuffledFeatures(Rule):
         generator = np.random.default_rng([self.seed, view.round])
         # The cached property's own place: the view computes its fingerprint only if nobody has put one there.
         seen.__dict__["fingerprint"] = _permuted(view.fingerprint, ~view.rejected, generator)
-        return self.rule.aggregate(seen)
+        return self.rule.weighting(view, self.rule.trust(seen))
 
 
 def _permuted(fingerprint: Fingerprint, accepted: torch.Tensor, generator: np.random.Generator) -> Fingerprint:
@@ -73,31 +72,4 @@ class ShuffledRootFederation(Federation):
         order = np.random.default_rng([config.split_seed, Purpose.SPLIT]).permutation(len(root))
         labels[root] = self.dataset.labels[root[torch.from_numpy(order)]]
         self.dataset = replace(self.dataset, labels=labels)
-        self.simulator = HonestSimulator(
-            self.engine,
-            self.dataset.images(self.splits.reference),
-            labels[self.splits.reference],
-            config.training,
-            self.objective,
-        )
-
-    def reset(self, scenario: Scenario, entropy: int) -> None:
-        """See ``Federation.reset``."""
-        super().reset(scenario, entropy)
-        utility = self.splits.utility
-        self.fingerprinter = Fingerprinter(
-            self.simulator,
-            self.dataset.images(utility),
-            self.dataset.labels[utility],
-            self.dataset.num_classes,
-            lambda: _autoencoder(replace(self.config, num_clients=1)),
-            make_shapley(self.config.shapley),
-            Streams(entropy).descend(Purpose.FINGERPRINT),
-        )
-
-
-@lru_cache(maxsize=16)
-def _autoencoder(config: FederationConfig) -> UpdateAutoencoder:
-    federation = ShuffledRootFederation(config)
-    generator = Streams(config.split_seed).torch(Purpose.AUTOENCODER)
-    return train_autoencoder(federation.simulator, *federation.initial_model(), generator, config.simulated_rounds)
+        self.use_root(Root())

@@ -17,13 +17,12 @@ from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rul
 from fl_core.aggregation.reference import ReferenceRule
 from fl_core.attacks import AdversaryView, attack_names, make_attack
 from fl_core.device import check_device
-from fl_core.fingerprint import geometry, native
+from fl_core.fingerprint import forget_autoencoders, geometry, native
 from fl_core.models import ParameterLayout, make_network
 from fl_core.training import make_engine, make_objective
 from optigrad_env import OptiGradEnv
 
 REAL = "OPTIGRAD_DEVICE" in os.environ
-autoencoder_of = federation._autoencoder
 if REAL:
     DEVICE = check_device(os.environ["OPTIGRAD_DEVICE"])
 else:
@@ -34,7 +33,7 @@ else:
 def _autoencoders_of_their_own():
     """Those on the pretend device are not left behind."""
     yield
-    federation._autoencoder_of.cache_clear()
+    forget_autoencoders()
 
 
 @pytest.fixture
@@ -44,7 +43,7 @@ def gpu(monkeypatch):
         # Products of full precision, and the autoencoder of the CPU: hundreds of Adam's steps on numbers that are
         # summed in another order end elsewhere.
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-        monkeypatch.setattr(federation, "_autoencoder", moved_autoencoder)
+        monkeypatch.setattr(Federation, "autoencoder", moved_autoencoder)
         yield None
         return
     for module in (config, federation):
@@ -53,9 +52,18 @@ def gpu(monkeypatch):
         yield mode
 
 
-def moved_autoencoder(settings, *root):
-    """What the CPU has trained, on the device of these settings."""
-    return copy.deepcopy(autoencoder_of(replace(settings, device="cpu"), *root)).to(check_device(settings.device))
+autoencoder_of = Federation.autoencoder
+
+
+def moved_autoencoder(moved, *_):
+    """What gives the CPU's autoencoder, on the device of this federation."""
+
+    def give():
+        own = Federation(replace(moved.config, device="cpu"))
+        own.use_root(moved._root)
+        return copy.deepcopy(autoencoder_of(own, *own.initial_model())()).to(moved.device)
+
+    return give
 
 
 def forget_reads(gpu) -> None:
@@ -173,7 +181,8 @@ def test_the_fingerprint_is_the_same_on_either_device(gpu, shapley):
 
 
 def test_an_autoencoder_that_was_trained_on_the_device_judges_alike(gpu):
-    trained = [autoencoder_of(settings_on(device)) for device in ("cpu", "cuda")]
+    federations = [Federation(settings_on(device)) for device in ("cpu", "cuda")]
+    trained = [autoencoder_of(built, *built.initial_model())() for built in federations]
     given = begun("cpu", Scenario("sign_flip", 0.3, alpha=0.5)).local_round().view
     scale = geometry.norms(given.reference[None])
     errors = [

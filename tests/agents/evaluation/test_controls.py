@@ -8,7 +8,8 @@ import torch
 from agents.evaluation import Grid, run_grid
 from agents.evaluation.controls import ShuffledFeatures, ShuffledRootFederation
 from fl_core import Federation, Scenario, configure
-from fl_core.aggregation import make_rule
+from fl_core.aggregation import ServerView, TrustWeighting, make_rule
+from fl_core.aggregation.trust import ShapleyTrust
 
 CONFIG = {"dataset": "gaussian_clusters", "network": "mlp", "network_options": {"hidden": []}, "num_clients": 6}
 
@@ -31,6 +32,21 @@ def test_shuffled_features_are_the_same_values_among_other_clients_and_the_view_
     assert not torch.equal(weights, plain)
     assert torch.equal(weights, rule(view).weights)
     assert not torch.equal(weights, ShuffledFeatures(make_rule("shapley"), seed=2)(view).weights)
+
+
+def test_a_safeguard_behind_shuffled_features_sees_as_well_as_before() -> None:
+    class Equal(ShapleyTrust):
+        """Trust that no feature has a part in: shuffling may change nothing."""
+
+        def trust(self, view: ServerView) -> torch.Tensor:
+            return torch.ones(len(view.accepted))
+
+    rule = Equal(TrustWeighting(safeguard=True, safeguard_margin=0.0))
+    for entropy in range(5):
+        federation = Federation(configure(**CONFIG, learning_rate=0.2))
+        federation.reset(Scenario("sign_flip", 0.34, 0.5), entropy)
+        view = federation.local_round().view
+        assert torch.equal(ShuffledFeatures(rule, seed=entropy)(view).update, rule(view).update)
 
 
 def test_shuffled_root_labels_leave_clients_and_test_alone() -> None:

@@ -104,8 +104,9 @@ def secrets_in(root: Any, federation: Federation, honest: torch.Tensor) -> list[
 @pytest.fixture
 def played(federation) -> tuple[Federation, ServerView, torch.Tensor]:
     """A federation in its second round under attack, its view, and what the clients had trained in truth."""
-    truth = federation(Scenario("none", 0.3, 0.5), ENTROPY)
-    attacked = federation(SCENARIO, ENTROPY)
+    # The benchmark draws the root data and the episode from one seed.
+    truth = federation(Scenario("none", 0.3, 0.5), ENTROPY, split_seed=ENTROPY)
+    attacked = federation(SCENARIO, ENTROPY, split_seed=ENTROPY)
     for built in (truth, attacked):
         built.local_round()
         built.apply(0.01 * torch.ones(built.layout.num_shared))

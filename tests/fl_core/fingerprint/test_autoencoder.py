@@ -4,7 +4,6 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from fl_core import Scenario
-from fl_core.federation import _autoencoder
 from fl_core.fingerprint import UpdateAutoencoder, train_autoencoder
 from fl_core.fingerprint.autoencoder import SKETCH
 
@@ -171,7 +170,7 @@ def test_it_learns_in_a_caller_that_has_switched_gradients_off(honest_low_rank):
 
 def test_along_the_simulated_federation_that_it_was_trained_on_it_tells_noise_from_honest_updates(federation):
     built = federation()
-    autoencoder = _autoencoder(built.config)
+    autoencoder = built.autoencoder(*built.initial_model())()
     shared, local = built.initial_model()
     honest = built.simulator(shared, local, 60, generator(5))
     scale = honest.mean(dim=0).norm()

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from fl_core import Scenario
 from fl_core.aggregation import ServerView
-from fl_core.federation import _autoencoder
 from fl_core.fingerprint import FEATURES, OBSERVATION_HIGH, OBSERVATION_LOW, Fingerprint
 from fl_core.fingerprint.geometry import clip_to_median
 
@@ -156,7 +155,7 @@ def test_fingerprinting_edits_nothing_that_the_view_holds(played):
 
 def test_the_typical_error_is_measured_every_20_rounds_and_the_federations_autoencoder_never_changes(federation):
     built = federation(entropy=4)
-    base = _autoencoder(built.config)
+    base = built.autoencoder(*built.initial_model())()
     before = copy.deepcopy(base.state_dict())
     view = built.local_round().view
 
@@ -176,7 +175,7 @@ def test_the_typical_error_is_measured_every_20_rounds_and_the_federations_autoe
     assert second != first
     assert 0.5 < second / start < 2, "updates of one and the same round"
 
-    assert _autoencoder(built.config) is base
+    assert built.autoencoder(*built.initial_model())() is base
     for name, value in base.state_dict().items():
         assert torch.equal(value, before[name])
     built.reset(Scenario(), 4)
@@ -184,8 +183,9 @@ def test_the_typical_error_is_measured_every_20_rounds_and_the_federations_autoe
 
 
 def test_federations_that_differ_in_what_an_autoencoder_does_not_see_share_one(federation):
-    base = federation()
-    assert _autoencoder(federation(num_clients=3, update_clip="none", shapley="permutation").config) is _autoencoder(
-        base.config
-    )
-    assert _autoencoder(federation(learning_rate=0.1).config) is not _autoencoder(base.config)
+    def of(**settings):
+        built = federation(**settings)
+        return built.autoencoder(*built.initial_model())()
+
+    assert of(num_clients=3, update_clip="none", shapley="permutation") is of()
+    assert of(learning_rate=0.1) is not of()
