@@ -1,6 +1,7 @@
 """The registry behind ``--algo``: which algorithms there are, with their settings, and why others cannot work."""
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,8 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
     if not found:
         raise ValueError(f"{path} has no entry {' or '.join(map(repr, wanted))} with settings")
     entry = dict(found[0])
+    if not isinstance(entry.get("policy_kwargs") or {}, Mapping):
+        raise ValueError(f"{path}: policy_kwargs must be a mapping, not the text {entry['policy_kwargs']!r}")
     if entry.get("noise_type", "normal") != "normal":
         raise ValueError(f"{path}: noise_type must be 'normal', got {entry['noise_type']!r}")
     return Hyperparams(
@@ -163,7 +166,7 @@ def make_algorithm(
     policy = AttentionPolicy if "n_steps" in kwargs else OffPolicyAttentionPolicy
     try:
         return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
-    except TypeError as error:
+    except (TypeError, AssertionError) as error:  # Stable-Baselines3 asserts what it asks of sizes
         raise ValueError(f"{hyperparams or HYPERPARAMS / f'{name}.yml'} does not fit {name}: {error}") from error
 
 
@@ -180,7 +183,7 @@ def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int) 
     if "batch_size" not in kwargs:
         return {"n_steps": steps}
     # Minibatches are of one size, which Stable-Baselines3 asks for.
-    minibatches = max(steps * envs // kwargs["batch_size"], 1)
+    minibatches = min(max(steps * envs // kwargs["batch_size"], 1), steps)
     steps -= steps % minibatches
     return {"n_steps": steps, "batch_size": steps * envs // minibatches}
 

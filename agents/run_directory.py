@@ -16,8 +16,25 @@ START = "start"
 _MAY_CHANGE = ("timesteps", "command")
 
 
+def check_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Whether ``open_run`` may have the directory; nothing is written or deleted.
+
+    Raises:
+        ValueError: It exists and neither is allowed, or there is nothing to resume, or a run with other settings.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
+    if resume:
+        _check_resumable(directory, config)
+    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        if not overwrite:
+            raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
+        if not (directory / CONFIG).is_file():
+            raise ValueError(f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted")
+
+
 def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
-    """Makes the directory and writes ``config.json``, or checks that an old run may be continued.
+    """Makes the directory and writes ``config.json``, or goes on with an old run.
 
     Args:
         directory: The run directory.
@@ -26,21 +43,17 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
         overwrite: Delete the run that is there.
 
     Raises:
-        ValueError: It exists and neither is allowed, or there is nothing to resume, or a run with other settings.
+        ValueError: See ``check_run``; or it cannot be made.
     """
-    if resume and overwrite:
-        raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
+    check_run(directory, config, resume=resume, overwrite=overwrite)
     if resume:
-        old = _check_resumable(directory, config)
-        write_json(directory / CONFIG, {**config, "command": old.get("command", config.get("command"))})
-        return directory
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        if not overwrite:
-            raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
-        if not (directory / CONFIG).is_file():
-            raise ValueError(f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted")
-        shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+        config = {**config, "command": read_config(directory).get("command", config.get("command"))}
+    try:
+        if overwrite and directory.exists():
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"cannot make the run directory {directory}: {error.strerror}") from error
     write_json(directory / CONFIG, config)
     return directory
 
@@ -63,7 +76,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
-def _check_resumable(directory: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+def _check_resumable(directory: Path, config: Mapping[str, Any]) -> None:
     old = read_config(directory)
     # A setting that the run's version did not know yet is none that can differ.
     known = [name for name in config if name in old and name not in _MAY_CHANGE]
@@ -71,4 +84,3 @@ def _check_resumable(directory: Path, config: Mapping[str, Any]) -> dict[str, An
     if changed:
         differences = ", ".join(f"{name} was {old[name]!r}, is {config[name]!r}" for name in changed)
         raise ValueError(f"{directory} is a run with other settings ({differences}); only timesteps may change")
-    return old

@@ -22,7 +22,7 @@ from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
-from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, open_run, read_config
+from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, check_run, open_run, read_config
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
@@ -87,34 +87,40 @@ def train(settings: TrainingSettings) -> Summary:
     config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
     # Read before anything is deleted: it may lie in the directory that is to be overwritten.
     start = None if settings.start is None else (load_policy(settings.start), read_card(settings.start))
-    directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
-    if start is not None:
-        save_policy(start[0], directory / START, start[1].get("provenance"), weighting_of(start[0]))
-    saved = read(directory / CHECKPOINT) if settings.resume and (directory / CHECKPOINT).exists() else None
-    console.say(
-        "start",
-        f"run directory {directory}    curves: tensorboard --logdir {directory / TENSORBOARD}",
-        run_dir=str(directory),
-        resumed=saved is not None,
-        **config,
-    )
+    check_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
     with _opened(make_training_envs(settings.env_id, settings.n_envs, settings.seed, **federation)) as envs:
-        return _run(settings, directory, envs, evaluation_env, saved, console, federation)
+        # Before the old run is deleted: only the algorithm itself can tell whether its settings fit.
+        saved = _saved(settings)
+        model = _model(settings, envs, saved)
+        directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
+        if start is not None:
+            save_policy(start[0], directory / START, start[1].get("provenance"), weighting_of(start[0]))
+        if start is not None and saved is None:
+            start_from(model, start[0])
+        console.say(
+            "start",
+            f"run directory {directory}    curves: tensorboard --logdir {directory / TENSORBOARD}",
+            run_dir=str(directory),
+            resumed=saved is not None,
+            **config,
+        )
+        model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
+        try:
+            return _run(settings, directory, model, envs, evaluation_env, saved, console, federation)
+        finally:
+            model.logger.close()
 
 
 def _run(
     settings: TrainingSettings,
     directory: Path,
+    model: Any,
     envs: VecEnv,
     evaluation_env: gym.Env[Any, Any],
     saved: Checkpoint | None,
     console: Console,
     federation: dict[str, Any],
 ) -> Summary:
-    model = _model(settings, envs, saved)
-    if saved is None and settings.start_from is not None:
-        start_from(model, load_policy(directory / START))
-    model.set_logger(_logger(directory / TENSORBOARD / settings.algo, console))
     done = 0 if saved is None else model.num_timesteps
     weighting = replace(base_env(evaluation_env).federation.config.weighting, safeguard=settings.safeguard)
     keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), weighting)
@@ -156,6 +162,12 @@ def _run(
     )
     console.say("summary", str(summary), **asdict(replace(summary, run_dir=str(directory))))  # type: ignore[arg-type]
     return summary
+
+
+def _saved(settings: TrainingSettings) -> Checkpoint | None:
+    """The state of a run that is to be resumed, once it has saved one."""
+    path = settings.run_dir / CHECKPOINT
+    return read(path) if settings.resume and path.exists() else None
 
 
 def _model(settings: TrainingSettings, envs: VecEnv, saved: Checkpoint | None) -> Any:

@@ -15,7 +15,14 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
-from agents.algorithms import HYPERPARAMS, algorithm_names, load_algorithm, make_algorithm, read_hyperparams
+from agents.algorithms import (
+    HYPERPARAMS,
+    _rollout,
+    algorithm_names,
+    load_algorithm,
+    make_algorithm,
+    read_hyperparams,
+)
 from agents.deployed import load_policy, save_policy
 from agents.environments import make_training_envs
 from agents.off_policy import OffPolicyAttentionPolicy
@@ -280,6 +287,14 @@ def test_a_rollout_is_as_long_over_all_environments_however_many_there_are(
     assert isinstance(model, PPO)
     assert model.n_steps == steps
     assert model.n_steps * envs % model.batch_size == 0
+
+
+@pytest.mark.parametrize("envs", [100, 144, 200, 256])
+def test_with_more_environments_than_a_minibatch_has_rounds_there_is_still_a_rollout(envs: int) -> None:
+    settings = read_hyperparams("ppo", "default", warm_started=False)
+    rollout = _rollout(settings.constructor, settings.n_envs, envs, 20_000)
+    assert rollout["n_steps"] >= 1
+    assert rollout["n_steps"] * envs % rollout["batch_size"] == 0
 
 
 def test_a_vector_of_environments_with_masks_hands_on_what_each_of_them_shows() -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from stable_baselines3 import PPO
 
 import train_agent
@@ -322,6 +324,39 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written_or_deleted
     with pytest.raises(ValueError, match=f"(?s){message}"):
         main(replace(arguments, overwrite=True, **changes))
     assert contents(arguments.run_dir) == before
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"n_steps": 8, "clip_rnge": 0.2}, r"own\.yml does not fit ppo: .*clip_rnge"),
+        ({"n_steps": 8, "policy_kwargs": "dict(net_arch=[64])"}, r"own\.yml: policy_kwargs must be a mapping"),
+        ({"n_steps": 1, "batch_size": 1}, r"own\.yml does not fit ppo: .*batch_size"),
+    ],
+)
+def test_settings_that_only_the_algorithm_can_refuse_cost_no_old_run(
+    arguments: TrainingSettings, tmp_path: Path, entry: dict[str, Any], message: str
+) -> None:
+    main(arguments)
+    before = contents(arguments.run_dir)
+    own = tmp_path / "own.yml"
+    own.write_text(yaml.safe_dump({"default": entry}))
+    with pytest.raises(ValueError, match=message):
+        main(replace(arguments, overwrite=True, hyperparams=own))
+    assert contents(arguments.run_dir) == before
+
+
+def test_a_run_directory_that_cannot_be_made_is_refused_naming_it(arguments: TrainingSettings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot make the run directory .*file/run: Not a directory"):
+        main(replace(arguments, run_dir=tmp_path / "file" / "run"))
+
+
+def test_a_run_leaves_no_thread_behind(arguments: TrainingSettings, tmp_path: Path) -> None:
+    main(arguments)  # what is started once a process
+    before = threading.active_count()
+    main(replace(arguments, run_dir=tmp_path / "second"))
+    assert threading.active_count() == before
 
 
 def test_on_the_command_line_a_mistake_is_one_line_and_no_traceback(tmp_path: Path) -> None:
