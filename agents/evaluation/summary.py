@@ -10,6 +10,7 @@ from agents.evaluation.contestants import FLOOR, REFERENCES
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED
 from agents.evaluation.figures_of_merit import with_attack_impact
 from agents.statistics import (
+    TASK,
     Row,
     estimate,
     estimate_improvement,
@@ -83,17 +84,16 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
 
 
 def worst_scenario(rows: Iterable[Row], column: str, worst: Callable[..., Any], scale: float = 1.0) -> dict[str, Any]:
-    """The worst mean over seeds of any scenario, and which it is: ``value``, ``attack``, ``heterogeneity``, ..."""
+    """The worst mean over seeds of any scenario, and which it is: ``value``, and the names in ``TASK``."""
     by_task: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         if row.get(column) is not None:
             by_task.setdefault(task_of(row), []).append(row)
     if not by_task:
-        return {"value": nan, "attack": None, "heterogeneity": None, "malicious_fraction": None}
+        return {"value": nan, **dict.fromkeys(TASK)}
     means = {task: scale * fmean(row[column] for row in group) for task, group in by_task.items()}
     task = worst(means, key=lambda task: means[task])
-    where = by_task[task][0]
-    return {"value": means[task], **{name: where[name] for name in ("attack", "heterogeneity", "malicious_fraction")}}
+    return {"value": means[task], **dict(zip(TASK, task, strict=True))}
 
 
 def by_circumstances(rows: Sequence[Row]) -> list[dict[str, Any]]:

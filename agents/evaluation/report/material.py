@@ -1,7 +1,6 @@
 """What a report is made of: rows, curves and facts, and the tables and plots that come out of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from statistics import fmean
@@ -17,10 +16,20 @@ from agents.evaluation.report import figures
 from agents.evaluation.report.curves import Recorded, feature_aurocs, feature_samples, learning_curves
 from agents.evaluation.report.page import Drawing
 from agents.evaluation.report.style import inlined, looks_of, styled, to_png, to_svg
-from agents.evaluation.report.tables import Table, Value, attacks, circumstances, comparison, costs, headline, merits
+from agents.evaluation.report.tables import (
+    Table,
+    Value,
+    attacks,
+    circumstances,
+    comparison,
+    costs,
+    headline,
+    merits,
+    places,
+)
 from agents.evaluation.results import CURVES, RESULTS
 from agents.evaluation.summary import by_circumstances, compare, focus, kind_of, regret_by_attack, summarise
-from agents.statistics import Row
+from agents.statistics import TASK, Row
 from fl_core.files import write_atomically
 from fl_core.registry import check_known
 from optigrad_env import TRAIN_ATTACKS
@@ -67,6 +76,7 @@ class Material:
         self.entries = summarise(self.main_rows, timings)
         self.rules = [entry["rule"] for entry in self.entries]
         self.focus = focus(self.entries, learned)
+        self.place = places((row.get("env_id"), row.get("num_clients")) for row in rows)
         self.cells = _recorded(directory, rows)
         if cell is not None:
             check_known("cell", [cell], [recorded.cell.name for recorded in self.cells])
@@ -75,7 +85,7 @@ class Material:
     def tables(self) -> Iterator[Table]:
         """All tables, the headline first."""
         kind = "held-out attacks" if self.has_unseen else "attack"
-        yield headline(self.entries, self.learned, "headline", f"Under {kind}, the best mean regret first")
+        yield headline(self.entries, self.learned, "headline", f"Under {kind}, the best mean regret first", self.place)
         yield merits(self.entries, self.learned, "merits", f"Other figures of merit, under {kind}")
         yield costs(self.entries, self.learned)
         yield comparison(self.focus, compare(self.main_rows, self.focus), self.learned)
@@ -83,7 +93,7 @@ class Material:
         seen = [row for row in self.rows if not row["held_out"]]
         if self.has_unseen and any(row["malicious_fraction"] for row in seen):
             caption = "Under attacks that are not held out, the best mean regret first"
-            yield headline(summarise(seen, self.timings), self.learned, "seen", caption)
+            yield headline(summarise(seen, self.timings), self.learned, "seen", caption, self.place)
         yield attacks(regret_by_attack(self.rows), self.rules)
         aurocs = feature_aurocs(self.cells)
         if aurocs:
@@ -151,8 +161,9 @@ class Material:
         if isnan(accuracy["value"]):
             return f"{self.focus} without any attack: {entry['accuracy_no_attack']['value']:.1f} % of the test data."
         where = "held-out attacks" if self.has_unseen else "attack"
-        circumstances = (worst["attack"], show_heterogeneity(worst["heterogeneity"]))
-        scenario = ", ".join((*circumstances, f"{100 * worst['malicious_fraction']:.0f} % malicious"))
+        malicious = f"{100 * worst['malicious_fraction']:.0f} % malicious"
+        place = self.place(worst["env_id"], worst["num_clients"])
+        scenario = ", ".join((worst["attack"], show_heterogeneity(worst["heterogeneity"]), malicious, *place))
         return (
             f"{self.focus} reaches {accuracy['value']:.1f} % of the test data under {where}: "
             f"{_signed(regret['value'])} points of regret to an oracle that knows who is honest, "
@@ -187,7 +198,7 @@ class Material:
         yield Drawing(name, title, caption, inlined(svg, name, title), round(96 * figure.get_figwidth()))
 
     def _learning_panels(self, rules: Sequence[str]) -> dict[str, Any]:
-        """The most harmful attacks, at the largest fraction and the last kind of heterogeneity of each."""
+        """The most harmful attacks, at the largest fraction and last heterogeneity that are there of each."""
         if not self.cells:
             return {}
         attacked = [row for row in self.main_rows if row["malicious_fraction"] and row.get("regret") is not None]
@@ -201,8 +212,9 @@ class Material:
             mine = [recorded for recorded in self.cells if recorded.cell.attack == attack]
             if mine:
                 hardest = max(mine, key=lambda recorded: recorded.cell.malicious_fraction).cell
-                shown = replace(hardest, heterogeneity=mine[-1].cell.heterogeneity)
-                group = [recorded for recorded in mine if replace(recorded.cell, seed=0) == replace(shown, seed=0)]
+                where = (hardest.env_id, hardest.num_clients, hardest.malicious_fraction)
+                alike = [r for r in mine if (r.cell.env_id, r.cell.num_clients, r.cell.malicious_fraction) == where]
+                group = [r for r in alike if r.cell.heterogeneity == alike[-1].cell.heterogeneity]
                 panels[_title(group[0])] = learning_curves(group, rules)
         return panels
 
@@ -211,12 +223,7 @@ class Material:
             return next(recorded for recorded in self.cells if recorded.cell.name == self._cell)
         attacked = [recorded for recorded in self.cells if recorded.cell.malicious_fraction]
         worst = next(entry for entry in self.entries if entry["rule"] == self.focus)["worst_regret"]
-        where = (worst["attack"], worst["heterogeneity"], worst["malicious_fraction"])
-        same = [
-            recorded
-            for recorded in attacked
-            if (recorded.cell.attack, recorded.cell.heterogeneity, recorded.cell.malicious_fraction) == where
-        ]
+        same = [r for r in attacked if all(getattr(r.cell, name) == worst[name] for name in TASK)]
         return next(iter([*same, *attacked]), None)
 
     def _trusting(self, rules: Sequence[str]) -> list[str]:

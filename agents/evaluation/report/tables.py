@@ -13,6 +13,9 @@ from rich.table import Table as RichTable
 from agents.evaluation.heterogeneity import show_heterogeneity
 from agents.evaluation.summary import Entry, kind_of
 
+# What must be said of an environment and a number of clients, see ``places``.
+Place = Callable[[Any, Any], list[str]]
+
 _DASH = "–"
 _ON_A_TERMINAL = ("rule", "accuracy, attacked", "regret", "worst regret", "accuracy, no attack", "server ms")
 
@@ -64,7 +67,14 @@ class Table:
     kinds: Sequence[str]
 
 
-def headline(entries: Sequence[Entry], learned: Sequence[str], name: str, caption: str) -> Table:
+def nowhere(env_id: Any, num_clients: Any) -> list[str]:
+    """The ``Place`` of tables that are of one environment and number of clients."""
+    return []
+
+
+def headline(
+    entries: Sequence[Entry], learned: Sequence[str], name: str, caption: str, place: Place = nowhere
+) -> Table:
     """The main table: what each rule reaches under attack, its worst case, and what it costs without one."""
     kinds = list(entries[0]["regret_by_heterogeneity"]) if entries else []
     several = kinds if len(kinds) > 1 else []
@@ -86,10 +96,10 @@ def headline(entries: Sequence[Entry], learned: Sequence[str], name: str, captio
             Value(entry["rule"]),
             figure(entry["accuracy"]),
             figure(entry["accuracy_iqm"]),
-            worst(entry["worst_accuracy"]),
+            worst(entry["worst_accuracy"], place),
             figure(entry["regret"]),
             *(figure(entry["regret_by_heterogeneity"][kind]) for kind in several),
-            worst(entry["worst_regret"]),
+            worst(entry["worst_regret"], place),
             figure(entry["regret_anchored"]),
             figure(entry["normalised_score"], 2),
             figure(entry["accuracy_no_attack"]),
@@ -177,7 +187,7 @@ def circumstances(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
         "behind FedAvg",
         "above root only, worst attack",
     ]
-    place = _places((entry["env_id"], entry["num_clients"]) for entry in entries)
+    place = places((entry["env_id"], entry["num_clients"]) for entry in entries)
     rows = []
     for entry in entries:
         fraction = entry["malicious_fraction"]
@@ -199,7 +209,7 @@ def circumstances(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
 
 def attacks(regrets: Mapping[tuple[Any, ...], Mapping[str, float]], rules: Sequence[str]) -> Table:
     """Regret of every rule in every scenario under attack."""
-    place = _places((task[0], task[1]) for task in regrets)
+    place = places((task[0], task[1]) for task in regrets)
     rows = []
     for (env_id, clients, kind, attack, fraction), of_rule in regrets.items():
         name = ", ".join((attack, show_heterogeneity(kind), f"{100 * fraction:.0f} %", *place(env_id, clients)))
@@ -208,7 +218,7 @@ def attacks(regrets: Mapping[tuple[Any, ...], Mapping[str, float]], rules: Seque
     return Table("attacks", caption, ["scenario", *rules], rows, ["rule"] * len(rows))
 
 
-def _places(found: Iterable[tuple[Any, Any]]) -> Callable[[Any, Any], list[str]]:
+def places(found: Iterable[tuple[Any, Any]]) -> Place:
     """What must be said of an environment and a number of clients, where there are several of either."""
     pairs = set(found)
     ids, sizes = {env_id for env_id, _ in pairs}, {clients for _, clients in pairs}
@@ -225,12 +235,13 @@ def figure(estimate: Mapping[str, Any], decimals: int = 1) -> Value:
     return Value(_plain(value, decimals), value, estimate["low"], estimate["high"])
 
 
-def worst(scenario: Mapping[str, Any]) -> Value:
+def worst(scenario: Mapping[str, Any], place: Place = nowhere) -> Value:
     """The worst scenario as a field."""
     if isnan(scenario["value"]):
         return Value(_DASH)
     kind = show_heterogeneity(scenario["heterogeneity"])
-    parts = (scenario["attack"], kind, f"{100 * scenario['malicious_fraction']:.0f} %")
+    where = place(scenario["env_id"], scenario["num_clients"])
+    parts = (scenario["attack"], kind, f"{100 * scenario['malicious_fraction']:.0f} %", *where)
     note = ", ".join(part.replace(" ", "\u00a0") for part in parts)
     return Value(_plain(scenario["value"], 1), scenario["value"], note=note)
 

@@ -18,6 +18,8 @@ from rich.console import Console
 
 from agents.evaluation import CellResult, write_report
 from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
+from agents.evaluation.grid import Cell
+from agents.evaluation.report.material import Material
 from agents.evaluation.report.tables import (
     Value,
     circumstances,
@@ -291,6 +293,48 @@ def test_curves_become_learning_curves_trust_and_features(recorded: Path, result
     assert float(lines[0]["root cosine"]) > 0.9  # a reversed update points away from the reference
     with pytest.raises(ValueError, match=f"unknown cell 'nowhere'.*{re.escape(chosen)}"):
         write_report(recorded, FACTS, [], cell="nowhere")
+
+
+@pytest.fixture
+def of_two_sizes(tmp_path: Path, make_rows: MakeRows, results: list[CellResult]) -> tuple[Path, list[dict[str, Any]]]:
+    """Rows and curves of 10 and of 20 clients; the worst is with 20."""
+    rows = [
+        {**row, "num_clients": clients, "regret": row["regret"] + (0.1 if clients == 20 else 0.0)}
+        for clients in (10.0, 20.0)
+        for row in make_rows(kinds=("0.5", "0.1"))
+    ]
+    write_rows(tmp_path, rows)
+    (tmp_path / "curves").mkdir()
+    for cell in {Cell.of(row) for row in rows}:
+        np.savez(tmp_path / "curves" / f"{cell.name}.npz", **results[-1].curves)  # type: ignore[arg-type]
+    return tmp_path, rows
+
+
+def test_the_worst_scenario_is_one_of_the_number_of_clients_too(
+    of_two_sizes: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    material = Material(*of_two_sizes, [], FACTS, ["mine"], None)
+    assert material.lead().endswith("(alie, α 0.5, 30 % malicious, 20 clients).")
+    chosen = material._trust_cell()
+    assert chosen is not None
+    assert chosen.cell.num_clients == 20
+    table = next(material.tables())
+    note = table.rows[0][table.header.index("worst regret")].note
+    assert note.replace("\u00a0", " ") == "alie, α 0.5, 30 %, 20 clients"
+
+
+@pytest.mark.parametrize("gone", ["*_10_0.1_alie_0.3_*", "*_20_0.1_alie_*", "*_0.1_*", "*_alie_*"])
+def test_curves_of_which_some_are_missing_are_drawn_without_them(
+    of_two_sizes: tuple[Path, list[dict[str, Any]]], gone: str
+) -> None:
+    directory, rows = of_two_sizes
+    paths = list((directory / "curves").glob(f"{gone}.npz"))
+    assert paths
+    for path in paths:
+        path.unlink()
+    panels = Material(directory, rows, [], FACTS, ["mine"], None)._learning_panels(["mine", "fedavg"])
+    assert panels.keys() <= {"alie, α 0.1, 30 %", "alie, α 0.5, 30 %"}
+    assert panels or gone == "*_alie_*"
 
 
 def test_a_thousand_cells_are_a_report_of_few_seconds_and_megabytes(tmp_path: Path, make_rows: MakeRows) -> None:
