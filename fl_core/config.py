@@ -1,7 +1,8 @@
 """What does not change from episode to episode, as one frozen object and as flat names for command lines."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any
 
 from fl_core.aggregation.trust import TrustWeighting
@@ -82,6 +83,12 @@ def _frozen(options: Options) -> tuple[tuple[str, Any], ...]:
 
 
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
+_KINDS: dict[type, tuple[type, str]] = {
+    bool: (bool, "true or false"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "text"),
+}
 _WEIGHTING_SETTINGS = {field.name: field.name for field in fields(TrustWeighting)}
 
 
@@ -99,15 +106,29 @@ def configure(**settings: Any) -> FederationConfig:
             ``batch_size``, ``learning_rate`` and the fields of ``TrustWeighting`` in place of the nested objects.
 
     Raises:
-        ValueError: An unknown setting (the message lists what there is), or a value out of range.
+        ValueError: An unknown setting (the message lists what there is), or a value of another type or out of range.
     """
     check_known("setting", settings, federation_settings())
+    _check_types(settings)
 
     def pick(names: dict[str, str]) -> dict[str, Any]:
         return {field: settings.pop(name) for name, field in names.items() if name in settings}
 
     training, weighting = LocalTraining(**pick(_TRAINING_SETTINGS)), TrustWeighting(**pick(_WEIGHTING_SETTINGS))
     return FederationConfig(**settings, training=training, weighting=weighting)
+
+
+def _check_types(settings: Mapping[str, Any]) -> None:
+    """Numbers and words must be such; what is more than that, and the weighting, check themselves."""
+    defaults = {**asdict(FederationConfig()), **asdict(LocalTraining()), "local_steps": LocalTraining().steps}
+    for name, value in settings.items():
+        kind = type(defaults.get(name))
+        if kind not in _KINDS or name in _WEIGHTING_SETTINGS:
+            continue
+        abstract, words = _KINDS[kind]
+        if not isinstance(value, abstract) or (isinstance(value, bool) and kind is not bool):
+            hint = "; YAML takes 1e-2 for text, and 1.0e-2 for a number" * (kind is float and isinstance(value, str))
+            raise ValueError(f"{name} must be {words}, got {value!r}{hint}")
 
 
 def settings_of(config: FederationConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from importlib.resources import files
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,8 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
         given = {name: value for name, value in layer.items() if value is not None}
         if isinstance(given.get("seeds"), list | tuple):
             merged.pop(_FIRST_SEED, None)  # an earlier layer's: a list says where it begins
+        if not isinstance(given.get("settings", {}), Mapping):
+            raise ValueError(f"settings must be a mapping of names to values, got {given['settings']!r}")
         settings = {**merged.get("settings", {}), **given.get("settings", {})}
         merged |= given | {"settings": settings}
     for name in _LISTS:
@@ -99,9 +102,7 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
     merged["plugins"] = tuple(read_plugin(path) for path in merged.get("plugins", ()))
     for plugin in merged["plugins"]:
         plugin.load()  # before names are looked up: they may be the plug-in's
-    for name, kind in (("malicious_fraction", float), ("num_clients", int)):
-        if name in merged:
-            merged[name] = tuple(_number(name, value, kind) for value in merged[name])
+    merged = {name: _typed(name, value) for name, value in merged.items()}
     merged["attacks"] = tuple(dict.fromkeys(attack for word in merged["attacks"] for attack in _attacks(str(word))))
     merged["heterogeneity"] = tuple(map(str, merged["heterogeneity"]))
     merged["seeds"] = _seeds(merged["seeds"], merged.pop(_FIRST_SEED, None))
@@ -119,7 +120,11 @@ def _parse(what: str, text: str) -> dict[str, Any]:
     renamed = {str(name).replace("-", "_"): value for name, value in content.items()}
     if "alpha" in renamed:
         renamed.setdefault("heterogeneity", renamed.pop("alpha"))
+    if "plugin" in renamed:
+        renamed.setdefault("plugins", renamed.pop("plugin"))
     check_known(f"setting in {what}", renamed, [*_FIELDS, _FIRST_SEED])
+    if "plugins" in renamed:
+        renamed["plugins"] = _as_tuple("plugins", renamed["plugins"])
     return renamed
 
 
@@ -129,8 +134,19 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
+def _typed(name: str, value: Any) -> Any:
+    """A setting's value, where it must be numbers, a number or a switch."""
+    if name in ("malicious_fraction", "num_clients"):
+        return tuple(_number(name, each, int if name == "num_clients" else float) for each in value)
+    if name in ("rounds", "num_byzantine"):
+        return _number(name, value, int)
+    if name in ("controls", "features") and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false, got {value!r}")
+    return value
+
+
 def _number(name: str, value: Any, kind: type) -> Any:
-    if isinstance(value, bool) or not isinstance(value, int | float) or kind(value) != value:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or kind(value) != value:
         raise ValueError(f"{name} must be {'whole ' if kind is int else ''}numbers, got {value!r}")
     return kind(value)
 

@@ -134,12 +134,18 @@ class Grid:
                 f"seeds must be below {TRAINING_SPLITS}, from where on training draws its root data; got "
                 f"{max(self.seeds)}"
             )
+        if "split_seed" in self.settings:
+            raise ValueError("settings cannot hold split_seed: root data are drawn by each cell's seed; give seeds")
         for plugin in self.plugins:
             plugin.load()
         labels = tuple(parse_heterogeneity(word).label for word in self.heterogeneities)
         object.__setattr__(self, "heterogeneities", labels)
         for env_id in self.env_ids:
             self.contestants(env_id)
+        self._check_clients()
+
+    def _check_clients(self) -> None:
+        """Numbers of clients go with malicious fractions, with what rules are told, and with the data there is."""
         for cell in self.cells():
             malicious = cell.scenario().num_malicious(cell.num_clients)
             if cell.malicious_fraction > 0 and malicious == 0:
@@ -148,7 +154,13 @@ class Grid:
                     f"client; take 0, or at least {1 / cell.num_clients:.3g}"
                 )
         for env_id, clients in product(self.env_ids, self.num_clients):
-            Federation(self.config(env_id, clients))
+            config = self.config(env_id, clients)
+            Federation(config)
+            if self.num_byzantine is not None and not 0 <= self.num_byzantine < config.num_clients:
+                raise ValueError(
+                    f"num_byzantine must be 0 or more and below the {config.num_clients} clients, got "
+                    f"{self.num_byzantine}"
+                )
 
     def cells(self) -> list[Cell]:
         """Every scenario with every seed, in the order of results.csv.
@@ -172,7 +184,7 @@ class Grid:
 
     def config(self, env_id: str, num_clients: int | None = None, seed: int = 0) -> FederationConfig:
         """The federation of a cell; root data and initial weights are drawn by the seed."""
-        settings = _environment_settings(env_id, num_clients, tuple(sorted(self.settings.items(), key=str)))
+        settings = _environment_settings(env_id, num_clients, _hashable(self.settings))
         return configure(**{**settings, "split_seed": seed})
 
     def contestants(self, env_id: str) -> tuple[Contestant, ...]:
@@ -242,6 +254,13 @@ def parse_attack(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _attacked(attack: str, fraction: float) -> tuple[str, float]:
     return (NO_ATTACK, 0.0) if fraction == 0 or attack == NO_ATTACK else (attack, fraction)
+
+
+def _hashable(value: Any) -> Any:
+    """Mappings as pairs, which ``configure`` takes as well, and lists as tuples."""
+    if isinstance(value, Mapping):
+        return tuple(sorted(((name, _hashable(inner)) for name, inner in value.items()), key=str))
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 @lru_cache(maxsize=256)

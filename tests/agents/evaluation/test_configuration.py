@@ -105,6 +105,19 @@ def test_seeds_are_counted_from_the_first_one() -> None:
         ("num_clients: 2.5", "num_clients.*whole.*2.5"),
         ("rules: {krum: 1}", "rules must be one value or a list"),
         ("settings: {clients: 3}", r"'clients'.*num_clients"),
+        ("settings: 5", "settings must be a mapping.*got 5"),
+        ("settings: {learning_rate: 1e-2}", "learning_rate must be a number, got '1e-2'; YAML takes 1e-2 for text"),
+        ('settings: {root: "50"}', "root must be a whole number, got '50'"),
+        ("settings: {split_seed: 7}", "settings cannot hold split_seed.*give seeds"),
+        ('rounds: "20"', "rounds must be whole numbers, got '20'"),
+        ("rounds: 10.5", "rounds must be whole numbers, got 10.5"),
+        ("rounds: .inf", "rounds must be whole numbers, got inf"),
+        ('num_byzantine: "3"', "num_byzantine must be whole numbers, got '3'"),
+        ("num_byzantine: -3", "num_byzantine must be 0 or more and below the 10 clients, got -3"),
+        ("num_byzantine: 1000", "num_byzantine must be 0 or more and below the 10 clients, got 1000"),
+        ('features: "no"', "features must be true or false, got 'no'"),
+        ("plugins: nowhere.py", "plugin nowhere.py cannot be read"),
+        ("plugin: nowhere.py", "plugin nowhere.py cannot be read"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -112,6 +125,13 @@ def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: s
     file.write_text(text)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         make_grid(read_config(file))
+
+
+def test_options_of_networks_and_data_sets_are_settings_like_any_other(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("rules: [fedavg]\nsettings: {network_options: {channels: [4, 8]}}")
+    grid = make_grid(read_config(file))
+    assert dict(grid.config("OptiGrad/Digits-v0").network_options) == {"channels": (4, 8)}
 
 
 def test_missing_files_and_unknown_presets_are_named(tmp_path: Path) -> None:
