@@ -26,7 +26,7 @@ from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, check_r
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
-from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, make_scenarios
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,8 @@ def _warm_start(
             f"({flag} is how to ask for more)"
         )
         console.say("warm_start_shortened", text, rounds=lengths.rounds, share=share)
-    total = units(lengths, settings.warm_start) + critic_steps(model, lengths.rounds)
+    one_root = make_scenarios(settings.scenarios).roots == 1
+    total = units(lengths, settings.warm_start, one_root=one_root) + critic_steps(model, lengths.rounds)
     shown = settings.progress and console.shows_bars
     with tqdm(total=total, desc="warm start", disable=None if shown else True) as bar:
         figures = warm_start(
@@ -263,6 +264,7 @@ def _warm_start(
             bar.update,
             kind=settings.warm_start,
             keep=replay_keeper(model),
+            one_root=one_root,
         )
         warm_critic(model, bar.update)
     text = "warm start: " + ", ".join(f"{name.replace('_', ' ')} {value:+.4f}" for name, value in figures.items())

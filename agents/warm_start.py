@@ -108,6 +108,7 @@ def warm_start(
     *,
     kind: str = "clone+gradient",
     keep: Keep | None = None,
+    one_root: bool = True,
 ) -> dict[str, float]:
     """Runs the stages; the policy is trained in place.
 
@@ -120,14 +121,18 @@ def warm_start(
         progress: Called with the number of units done: rounds and steps alike.
         kind: ``"clone+gradient"``, or one of the two for that stage alone.
         keep: Is given every transition of the recorded rounds.
+        one_root: Whether every episode has its federation's own root data. Where it is drawn anew, recorded rounds
+            cannot be scored afterwards: there is cloning alone, and no value is fitted to an oracle gap.
 
     Returns:
         Figures of the stages on the recorded rounds: cloning loss, oracle gap before and after the second stage.
 
     Raises:
-        ValueError: Unknown kind.
+        ValueError: Unknown kind, or the second stage without one root.
     """
     check_known("warm start", [kind], KINDS[:-1])
+    if kind != "clone" and not one_root:
+        raise ValueError(f"warm start {kind!r} scores recorded rounds, whose root data must be the federation's own")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))
     half = settings.rounds // 2
     recordings = record(envs, federations, half, mixed_behaviour(envs, rng), progress, keep)
@@ -135,6 +140,8 @@ def warm_start(
     if kind != "gradient":
         figures["cloning_loss"] = clone(policy, recordings, settings, rng, progress)
     recordings += record(envs, federations, settings.rounds - half, policy_behaviour(policy, rng), progress, keep)
+    if not one_root:
+        return figures
     figures["gap_before" if kind == "gradient" else "gap_after_cloning"] = mean_gap(policy, recordings)
     if kind == "clone":
         fit_value(policy, recordings, settings, rng, progress)
@@ -143,10 +150,11 @@ def warm_start(
     return {**figures, "gap_after_gradient": mean_gap(policy, recordings)}
 
 
-def units(settings: WarmStart, kind: str) -> int:
+def units(settings: WarmStart, kind: str, *, one_root: bool = True) -> int:
     """What the progress of ``warm_start`` adds up to, for an even number of rounds."""
     first = 0 if kind == "gradient" else settings.clone_steps
-    return settings.rounds + first + (settings.value_steps if kind == "clone" else settings.gradient_steps)
+    second = settings.value_steps if kind == "clone" else settings.gradient_steps
+    return settings.rounds + first + (second if one_root else 0)
 
 
 def clone(

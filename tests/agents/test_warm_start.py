@@ -297,6 +297,21 @@ def test_cloning_alone_leaves_the_gradient_out_and_still_trains_the_value_head(
     assert sum(told) == units(settings, "clone") == 24 + 20 + 60
 
 
+def test_where_root_data_are_drawn_anew_there_is_cloning_and_nothing_that_scores_recorded_rounds(
+    recording_envs: MakeEnvs, policy: TrustNet
+) -> None:
+    settings = WarmStart(rounds=24, clone_steps=20, gradient_steps=40, value_steps=60, batch=8, samples=64)
+    value = {name: weight.clone() for name, weight in policy.value_head.state_dict().items()}
+    told: list[int] = []
+    envs, federations = recording_envs(3, scenarios="wide")
+    figures = warm_start(policy, envs, federations, settings, 0, told.append, kind="clone", one_root=False)
+    assert set(figures) == {"cloning_loss"}
+    assert sum(told) == units(settings, "clone", one_root=False) == 24 + 20
+    assert all(torch.equal(weight, value[name]) for name, weight in policy.value_head.state_dict().items())
+    with pytest.raises(ValueError, match="'gradient' scores recorded rounds"):
+        warm_start(policy, envs, federations, settings, 0, quiet, kind="gradient", one_root=False)
+
+
 def test_fitting_the_value_moves_nothing_but_the_value_head_and_comes_closer_to_the_gap(
     recording_envs: MakeEnvs, policy: TrustNet
 ) -> None:
