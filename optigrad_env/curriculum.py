@@ -89,6 +89,7 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
         """Continues from a ``state_dict``."""
         self.steps = state["steps"]
         self.env = [*self._stages, self._target][state["playing"]]
+        self.env.reset()  # wrappers may refuse to step an environment that was never reset; its state is replaced
         self.env.get_wrapper_attr("load_state_dict")(state["env"])
 
     def _of_now(self) -> gym.Env[Any, Action]:

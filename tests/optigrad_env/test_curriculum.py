@@ -60,6 +60,20 @@ def test_equal_seeds_give_equal_curricula_and_the_spaces_never_change() -> None:
     np.testing.assert_array_equal(*runs)
 
 
+@pytest.mark.parametrize("steps", [1, 9, 14])
+def test_a_fresh_environment_goes_on_from_a_state_whichever_stage_it_is_of(steps: int) -> None:
+    """Gymnasium's wrappers of each stage refuse to step what they have never seen reset."""
+    left, right = (Curriculum(gym.make("OptiGrad/Digits-v0", **TINY), STAGES) for _ in range(2))
+    left.reset(seed=3)
+    played(left, steps)
+    right.reset(seed=8)
+    right.load_state_dict(left.state_dict())
+    action = np.zeros(3, np.float32)
+    for _ in range(2):
+        np.testing.assert_equal(left.step(action), right.step(action))
+    np.testing.assert_equal(left.reset(), right.reset())
+
+
 def test_every_federation_of_a_vector_environment_has_its_curriculum() -> None:
     around = (partial(Curriculum, stages=[("OptiGrad/Softmax-v0", 2)]),)
     envs = gym.make_vec("OptiGrad/Digits-v0", 2, autoreset_mode="SameStep", around=around, **{**TINY, "rounds": 2})
