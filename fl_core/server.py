@@ -91,16 +91,27 @@ class RootServer:
         """What a client sends after local training: its network's shared parameters minus the global model, (P,)."""
         return self.layout.initial(network)[0] - self.global_model
 
-    def view(self, messages: Tensor | Sequence[Tensor]) -> ServerView:
+    def view(self, messages: Tensor | Sequence[Tensor], clients: Sequence[int] | None = None) -> ServerView:
         """Trains the reference update and shows a rule what the server has received.
 
         Args:
             messages: One update (P,) a client; a message of the wrong shape, or one that is not finite, costs its
                 sender its weight.
+            clients: Number of the client that each message is from, for rules that remember clients where not all
+                take part in every round; by default 0, 1, and so on.
 
         Returns:
             The view of this round. Call once a round, and ``apply`` before the next.
+
+        Raises:
+            ValueError: No message, or not one client of its own for each; the round has not begun then.
         """
+        updates = receive(messages, self.layout.num_shared, self.global_model.device)
+        senders = None if clients is None else torch.tensor(list(clients), dtype=torch.int64)
+        if senders is not None and (len(senders) != len(updates) or len(senders.unique()) != len(senders)):
+            raise ValueError(
+                f"clients must be {len(updates)} different numbers, one a message, got {list(clients or ())}"
+            )
         size = self._training.steps * self._training.batch_size
         picks = cyclic(torch.arange(len(self._simulator.labels)), size, self._batches)
         picks = picks.view(1, self._training.steps, self._training.batch_size)
@@ -113,8 +124,9 @@ class RootServer:
             learning_rate=self._training.learning_rate,
         )
         self._local = local[0]
-        updates = receive(messages, self.layout.num_shared)
-        return ServerView(updates, self.global_model, reference[0], self._local, self.round, self._fingerprinter)
+        return ServerView(
+            updates, self.global_model, reference[0], self._local, self.round, self._fingerprinter, senders
+        )
 
     def apply(self, aggregate: Aggregate) -> None:
         """Ends the round: adds a rule's update to the global model."""

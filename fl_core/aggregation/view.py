@@ -115,27 +115,45 @@ class ServerView:
         return self.fingerprinter, self.global_model, local
 
 
-def receive(messages: Tensor | Sequence[Tensor], num_parameters: int) -> Tensor:
-    """Turns what clients sent into a matrix; a message of the wrong shape or type becomes a row of NaN.
+def receive(messages: Tensor | Sequence[Tensor], num_parameters: int, device: torch.device | None = None) -> Tensor:
+    """Turns what clients sent into a matrix; a message of the wrong shape or kind becomes a row of NaN.
 
     A server cannot choose what it is sent: a bad message must cost its sender its weight, not the round.
 
     Args:
-        messages: One message a client.
+        messages: One message a client, at least one.
         num_parameters: P, the length that an update should have.
+        device: Where to; by default where the first of the messages is that is a tensor.
 
     Returns:
-        (N, P) float32, where the first of the messages is that is a tensor.
+        (N, P) float32.
+
+    Raises:
+        ValueError: No message at all.
     """
-    if isinstance(messages, Tensor) and messages.dtype == torch.float32 and messages.shape[1:] == (num_parameters,):
-        return messages
-    device = next((message.device for message in messages if isinstance(message, Tensor)), None)
+    if not len(messages):
+        raise ValueError("no client has sent a message: there is nothing to aggregate, so leave this round out")
+    if isinstance(messages, Tensor) and _fits(messages, (len(messages), num_parameters), torch.float32):
+        return messages if device is None else messages.to(device)
+    if device is None:
+        device = next((message.device for message in messages if _readable(message)), None)
     missing = torch.full((num_parameters,), float("nan"), device=device)
     return torch.stack(
         [
-            message.detach().to(torch.float32)
-            if isinstance(message, Tensor) and message.shape == (num_parameters,) and not message.is_complex()
-            else missing
+            message.detach().to(missing) if _fits(message, (num_parameters,)) and not message.is_complex() else missing
             for message in messages
         ]
+    )
+
+
+def _fits(message: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
+    return _readable(message) and message.shape == shape and dtype in (None, message.dtype)
+
+
+def _readable(message: object) -> bool:
+    """Whether a message is an ordinary tensor: dense, and with numbers behind it."""
+    return (
+        isinstance(message, Tensor)
+        and message.layout == torch.strided
+        and not (message.is_meta or message.is_quantized or message.is_nested)
     )

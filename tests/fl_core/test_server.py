@@ -102,6 +102,32 @@ def test_a_bad_message_costs_its_sender_the_weight_and_not_the_round():
     assert server.global_model.isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("messages", "clients", "message"),
+    [
+        ([], None, "no client has sent a message"),
+        (normal(3, 1874), [0, 1], r"clients must be 3 different numbers, one a message, got \[0, 1\]"),
+        (normal(3, 1874), [0, 1, 1], r"clients must be 3 different numbers, one a message, got \[0, 1, 1\]"),
+    ],
+)
+def test_a_round_that_cannot_begin_leaves_the_server_as_it_was(messages, clients, message):
+    server, other = a_server(), a_server()
+    with pytest.raises(ValueError, match=message):
+        server.view(messages, clients)
+    given = normal(3, 1874)
+    assert torch.equal(server.view(given).reference, other.view(given).reference)
+
+
+def test_rules_that_remember_clients_know_them_when_others_take_part():
+    server, rule = a_server(), make_rule("foolsgold")
+    a, b, c, d, e = normal(5, 1874)
+    first, second = server.view([a, b, c], [0, 1, 2]), server.view([d, c, e], [2, 3, 4])
+    assert second.accepted_clients.tolist() == [2, 3, 4]
+    rule(first)
+    weights, alone = rule(second).weights, make_rule("foolsgold")(second).weights
+    assert weights[0] < alone[0], "client 2 has sent c before, which client 3 sends now"
+
+
 def test_rounds_are_counted_and_the_servers_batchnorm_goes_on_from_round_to_round():
     server = a_server()
     first = server.view(normal(3, 1874))

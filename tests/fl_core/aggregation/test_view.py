@@ -47,6 +47,28 @@ def test_a_complex_message_costs_its_sender_the_weight_and_not_the_round():
     assert ServerView(received).rejected.tolist() == [False, True]
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_a_message_that_is_no_ordinary_tensor_costs_its_sender_the_weight_and_not_the_round():
+    sparse, nowhere = torch.ones(P).to_sparse(), torch.ones(P, device="meta")
+    quantized = torch.quantize_per_tensor(torch.ones(P), 1.0, 0, torch.qint8)
+    for messages in (
+        [torch.ones(P), sparse, nowhere, quantized],
+        [nowhere, torch.ones(P)],
+        torch.ones(2, P).to_sparse(),
+    ):
+        received = receive(messages, P)
+        assert received.device == torch.device("cpu")
+        ordinary = [isinstance(m, torch.Tensor) and m.layout == torch.strided for m in messages]
+        good = [o and not (m.is_meta or m.is_quantized) for o, m in zip(ordinary, messages, strict=True)]
+        assert (~ServerView(received).rejected).tolist() == good
+
+
+@pytest.mark.parametrize("messages", [[], torch.zeros(0, P)])
+def test_no_message_at_all_is_an_error_in_words(messages):
+    with pytest.raises(ValueError, match=r"no client has sent a message.*leave this round out"):
+        receive(messages, P)
+
+
 def test_a_number_too_large_for_float32_is_rejected():
     received = receive([torch.ones(P), torch.full((P,), 1e300, dtype=torch.float64)], P)
     assert ServerView(received).rejected.tolist() == [False, True]
