@@ -171,8 +171,9 @@ class Saving(BaseCallback):
 class RoundCurves(BaseCallback):
     """Logs means over the rounds since the last line of the log.
 
-    Every reward term; of the trust, the honest clients' share of the clients' weight, and the AUROC with which it tells
-    malicious from honest clients; each attack's regret to the honest mean, in nats a round; rounds a second.
+    Every reward term; of the trust, in rounds under attack, the honest clients' share of the clients' weight, and the
+    AUROC with which it tells malicious from honest clients; each attack's regret to the honest mean, in nats a round;
+    rounds a second.
     """
 
     def _on_training_start(self) -> None:
@@ -196,9 +197,10 @@ def curves_of(info: Mapping[str, Any]) -> dict[str, float]:
     curves[f"regret/{info['attack']}"] = -info["reward_terms"]["oracle_gap"]
     present = info.get("participants", slice(None))  # who is absent has no weight, and was not judged
     weights, malicious = info["weights"][present], info["malicious"][present]
-    if malicious.any() and weights.sum() > 0:
+    attacked = info["attacking"] and malicious.any()
+    if attacked and weights.sum() > 0:
         curves["trust/honest_weight_share"] = float(weights[~malicious].sum() / weights.sum())
-    if info["attacking"] and malicious.any() and not malicious.all():
+    if attacked and not malicious.all():
         above = weights[~malicious][:, None] - weights[malicious]
         curves["trust/detection_auroc"] = float((above > 0).mean() + 0.5 * (above == 0).mean())
     return curves

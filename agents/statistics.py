@@ -214,7 +214,10 @@ def heterogeneities_of(rows: Iterable[Row]) -> list[str]:
 
 def main(path: str, rule: str) -> None:
     """Prints the paired comparison of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
-    rows = [row for row in read_results(Path(path)) if row["malicious_fraction"] > 0]
+    try:
+        rows = [row for row in read_results(Path(path)) if row["malicious_fraction"] > 0]
+    except OSError as error:
+        sys.exit(f"cannot read {path}: {error.strerror}; give the results.csv of a directory that evaluate.py wrote")
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     if rule not in rules:
         sys.exit(f"no rule {rule!r} under attack in {path}; there are: {', '.join(rules)}")

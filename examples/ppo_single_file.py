@@ -19,8 +19,8 @@ import tyro
 from torch import nn
 from torch.distributions import Normal
 
-import optigrad_env  # noqa: F401  (importing registers)
 from agents import TrustNet, save_policy
+from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.observation import SCORE_SCALE
 
 
@@ -133,7 +133,9 @@ def main(arguments: Arguments) -> list[float]:
 
     envs.close()
     settings = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(arguments).items()}
-    save_policy(agent.trust_net, arguments.run_dir, {"algorithm": "ppo_single_file", **settings})
+    # Without the attacks that it has seen, a benchmark could call none held out.
+    facts = {"algorithm": "ppo_single_file", "attacks_seen": list(TRAIN_ATTACKS), **settings}
+    save_policy(agent.trust_net, arguments.run_dir, facts)
     return means
 
 

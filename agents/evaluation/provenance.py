@@ -61,9 +61,13 @@ def data_checksums(grid: Grid) -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """Commit of the working copy that this code stands in, with a mark if it was changed; ``None`` outside of one."""
+    """Commit of the working copy that this code stands in, with a mark if it was changed; ``None`` outside of one.
+
+    A repository that merely lies around this code, where it is installed in somebody's environment, is not asked.
+    """
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)
         tree = _git(here, "rev-parse", "HEAD")
         changed = _git(here, "status", "--porcelain", "--untracked-files=no")
     except (OSError, subprocess.CalledProcessError):

@@ -133,7 +133,10 @@ class ResultsDirectory:
         overwrite: bool = False,
     ) -> None:
         self.path, self._expected = path, expected
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResultsError(f"cannot make the results directory {path}: {error.strerror}") from error
         self._lock = _locked(path)
         try:
             if overwrite:

@@ -212,7 +212,7 @@ def test_logged_reward_terms_are_the_means_over_a_rollout(model: PPO, curves: Cu
     shares = [
         float(info["weights"][~info["malicious"]].sum() / info["weights"].sum())
         for info in reader.infos[:16]
-        if info["malicious"].any()
+        if info["attacking"] and info["malicious"].any()
     ]
     assert curves.values["trust/honest_weight_share"][0] == pytest.approx(np.mean(shares), rel=1e-6)
     for name in {f"regret/{info['attack']}" for info in reader.infos}:
@@ -238,6 +238,14 @@ def test_the_curves_of_a_round_are_regret_by_attack_share_and_auroc_with_ties_fo
     assert curves["reward_terms/progress"] == 0.5
     assert curves["trust/honest_weight_share"] == pytest.approx(0.6 / 0.9)
     assert curves["trust/detection_auroc"] == pytest.approx(3.5 / 4)  # of four pairs one is a tie
+
+
+def test_of_a_round_without_an_attack_no_trust_is_judged() -> None:
+    assert set(curves_of(an_info(attack="none", attacking=False))) == {
+        "regret/none",
+        "reward_terms/oracle_gap",
+        "reward_terms/progress",
+    }
 
 
 def test_clients_that_are_absent_are_not_judged() -> None:

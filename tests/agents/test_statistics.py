@@ -200,3 +200,7 @@ def test_the_command_prints_paired_differences_with_intervals_or_names_the_rules
     assert refused.returncode == 1
     assert "no rule 'c'" in refused.stderr
     assert "a, b" in refused.stderr
+    path.unlink()
+    missing = run("a")
+    assert missing.returncode == 1
+    assert missing.stderr.startswith(f"cannot read {path}: No such file")

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from agents import load_policy
+from optigrad_env import TRAIN_ATTACKS
 
 ROOT = Path(__file__).parents[2]
 SIZE = ["--env-id", "OptiGrad/Softmax-v0", "--num-clients", "4", "--rounds", "5"]
@@ -29,7 +30,8 @@ def test_ppo_in_a_single_file_trains_a_policy_that_can_be_deployed(tmp_path: Pat
     assert printed.count("reward") == 2
     trust = load_policy(tmp_path / "run")(torch.zeros(7, 6))
     assert trust.shape == (7,)
-    assert json.loads((tmp_path / "run" / "policy.json").read_text())
+    card = json.loads((tmp_path / "run" / "policy.json").read_text())
+    assert card["provenance"]["attacks_seen"] == list(TRAIN_ATTACKS)
 
 
 def test_the_sweep_goes_on_with_a_study_from_a_file(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError
+from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, provenance
 from agents.evaluation.cells import failure
 from agents.evaluation.figures_of_merit import COLUMNS
 from agents.evaluation.grid import Cell
@@ -50,6 +50,34 @@ def test_rows_are_on_disk_in_full_precision_as_soon_as_a_cell_is_added(
         assert [float(row["test_accuracy"]) for row in read] == [row["test_accuracy"] for row in results[0].rows]
         assert read[0]["detection_auroc"] == ""
         assert directory.curves_of(results[0].cell).exists()
+
+
+def test_a_results_directory_that_cannot_be_made_is_named(tmp_path: Path, grid: Grid) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsError, match=r"cannot make the results directory .*file/out: Not a directory"):
+        open_directory(tmp_path / "file" / "out", grid)
+
+
+def test_the_revision_is_that_of_this_codes_repository_and_of_none_that_lies_around_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a virtual environment, which git ignores, in somebody's working copy."""
+    installed = tmp_path / ".venv" / "evaluation"
+    installed.mkdir(parents=True)
+    (installed / "provenance.py").write_text("")
+    (tmp_path / "code.py").write_text("")
+    (tmp_path / ".gitignore").write_text(".venv")
+    mail = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+    for words in (["init", "-q"], ["add", "."], [*mail, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.setattr(provenance, "__file__", str(installed / "provenance.py"))
+    assert provenance.git_revision() is None
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "code.py"))
+    revision = provenance.git_revision()
+    assert revision is not None
+    assert len(revision) == 40
+    (tmp_path / "code.py").write_text("changed")
+    assert provenance.git_revision() == f"{revision} with local changes"
 
 
 def test_whatever_the_order_in_which_cells_end_the_table_is_in_the_grids(
