@@ -91,6 +91,24 @@ class ParameterLayout:
         return _join(tensors, self.shared), _join(tensors, self.local)
 
 
+def layers_in_order(network: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """The layers of a sequence by name, as often as it runs them: ``named_children`` tells one that is used twice once.
+
+    Raises:
+        ValueError: One that is used twice has parameters or buffers: they have one name in a layout.
+    """
+    seen: dict[int, str] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        first = seen.setdefault(id(module), name) if own else name
+        if first != name:
+            raise ValueError(
+                f"layers {first!r} and {name!r} of the network are one {type(module).__name__}, whose parameters both "
+                "use; only engine='sequential' runs that"
+            )
+    return list(zip(network._modules, network, strict=True))
+
+
 def _entries(network: nn.Module, local_batchnorm: bool) -> Iterator[Entry]:
     for module_name, module in network.named_modules():
         shared = not (local_batchnorm and isinstance(module, _BatchNorm))

@@ -21,7 +21,7 @@ class LinearEngine:
     name = "linear"
 
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
-        layers = list(network.children()) if isinstance(network, nn.Sequential) else []
+        layers = list(network) if isinstance(network, nn.Sequential) else []
         if [type(layer) for layer in layers] != [nn.Flatten, nn.Linear]:
             raise ValueError(
                 "the linear engine runs nn.Sequential(Flatten, Linear), which is network='mlp' with "

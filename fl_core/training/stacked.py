@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_core.models.parameters import ParameterLayout
+from fl_core.models.parameters import ParameterLayout, layers_in_order
 from fl_core.training.objective import Objective
 
 # For 51 clients of 8x8 images, blocks of 6 and one stack of 51 were measured slower: more calls, or past the cache.
@@ -282,7 +282,8 @@ def _max_pool2d(module: nn.Module, name: str, x: _Activation, context: _Context)
 
 
 def _flatten(module: nn.Module, name: str, x: _Activation, context: _Context) -> _Activation:
-    assert x.maps is not None
+    if x.maps is None:  # vectors already
+        return x
     if x.common:
         return _Activation(x.models, vectors=x.maps.flatten(1).expand(x.models, -1, -1))
     # Stacked channels (B, M·C, H, W) to a row of features for each model and sample, (M, B, C·H·W).
@@ -331,7 +332,7 @@ def _sequence(network: nn.Module, prefix: str) -> list[_NamedLayer]:
             f"got {type(network).__name__}{f' at {prefix!r}' if prefix else ''}. Use engine='sequential'."
         )
     layers: list[_NamedLayer] = []
-    for key, module in network.named_children():
+    for key, module in layers_in_order(network):
         name = f"{prefix}.{key}" if prefix else key
         layers += [(_LAYERS[type(module)], name, module)] if _is_supported(module) else _sequence(module, name)
     return layers

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fl_core.models.parameters import ParameterLayout
+from fl_core.models.parameters import ParameterLayout, layers_in_order
 from fl_core.training.native.library import NetworkStructure, TensorPlace
 
 KNOWN = (
@@ -106,7 +106,7 @@ def _layers(module: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
     if not isinstance(module, nn.Sequential):
         yield name, module
         return
-    for key, child in module.named_children():
+    for key, child in layers_in_order(module):
         yield from _layers(child, f"{name}.{key}" if name else key)
 
 

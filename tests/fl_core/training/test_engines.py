@@ -349,6 +349,46 @@ def test_an_option_of_a_layer_is_either_refused_or_done_as_the_sequential_engine
     )
 
 
+RELU, POOL, DENSE, NORM = nn.ReLU(), nn.MaxPool2d(2), nn.Linear(64, 64), nn.BatchNorm2d(2)
+
+
+@pytest.mark.parametrize(
+    ("network", "twice"),
+    [
+        (nn.Sequential(nn.Flatten(), DENSE, RELU, DENSE, nn.Linear(64, CLASSES)), "'1' and '3'.*Linear"),
+        (around(nn.Conv2d(1, 2, 3, padding=1), NORM, nn.Sequential(RELU, NORM)), r"'1' and '2\.1'.*BatchNorm2d"),
+    ],
+)
+def test_a_layer_with_parameters_that_is_used_twice_is_left_to_the_sequential_engine(network, twice):
+    layout = ParameterLayout(network, local_batchnorm=True)
+    with pytest.raises(ValueError, match=f"{twice}.*engine='sequential'"):
+        make_engine("stacked", network, layout)
+    assert make_engine("auto", network, layout).name == "sequential"
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 6), RELU, nn.Linear(6, 6), RELU, nn.Linear(6, CLASSES)),
+        nn.Sequential(
+            *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), RELU, POOL),
+            *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), RELU, POOL),
+            *(nn.Flatten(), nn.Linear(32, CLASSES)),
+        ),
+        nn.Sequential(nn.Flatten(), nn.Flatten(), nn.Linear(64, CLASSES)),
+    ],
+    ids=["dense", "small_cnn", "flatten"],
+)
+def test_a_layer_without_parameters_that_is_used_twice_is_run_twice_by_every_engine(network):
+    case = make_case(13, network=network)
+    assert_close(case.train("stacked"), case.train("sequential"), atol=1e-10)
+    shared, local = case.models()
+    one, other = (case.engine(n).logits(shared, local, case.held_out) for n in ("stacked", "sequential"))
+    torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
+    case = make_case(3, network=copy.deepcopy(network).float(), steps=2, dtype=torch.float32)
+    assert_close(case.train("auto"), case.train("sequential"), atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "network",
     [
