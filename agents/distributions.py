@@ -11,6 +11,7 @@ import torch
 from stable_baselines3.common.distributions import Distribution
 from torch import Tensor, nn
 from torch import distributions as td
+from torch.nn.functional import softplus
 
 from fl_core.registry import check_known
 
@@ -116,12 +117,13 @@ class SquashedGaussian(TrustDistribution):
 class Beta(TrustDistribution):
     """Beta, stretched to the box, with the score's action for its mode (Chou et al. 2017, ICML).
 
-    Both parameters are at least 1, so that it has no more than one peak; a scale above 0.577 is the uniform one's.
+    Both parameters are above 1, so that it has one peak; from a scale of about 0.5 on it nears the uniform one, whose
+    scale is 0.577. A softplus takes it there: at a hard bound no gradient would lead back.
     """
 
     def _around(self, drive: Tensor, std: Tensor) -> td.Distribution:
         # (1 + tanh x) / 2 = σ(2x). The stretched variance at the middle is 1 / (3 + concentration).
-        mode, concentration = torch.sigmoid(2 * drive), (std.pow(-2) - 3).clamp_min(0.0)
+        mode, concentration = torch.sigmoid(2 * drive), softplus(std.pow(-2) - 3)
         return td.Beta(1 + mode * concentration, 1 + (1 - mode) * concentration)
 
     def sample(self) -> Tensor:

@@ -54,6 +54,15 @@ class Round:
         return self.malicious & self.attacking
 
 
+@dataclass(frozen=True, eq=False)
+class _Poisoned:
+    """Images and labels (F, K, B, ...) of those participants at ``places`` (F,), ascending, who attack their data."""
+
+    places: Tensor
+    images: Tensor
+    labels: Tensor
+
+
 class Federation:
     """A simulated federation: clients, adversary and server.
 
@@ -190,13 +199,15 @@ class Federation:
         """Trains participants (indices of clients, the server's N last) and keeps their BatchNorm: updates (M, P)."""
         picks = self._batches(rows)
         updates, local = self.shared.new_empty(len(rows), len(self.shared)), self.local.clone()
-        poisoning = attacking and self.attack.poisons
+        poisoned = self._poisoned(picks, rows) if attacking and self.attack.poisons else None
         images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
         for places in torch.arange(len(rows)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
             block = rows[places]
             images, labels = self._seen(picks[places], block), self.dataset.labels[picks[places]]
-            if poisoning:
-                self._poison(images, labels, block)
+            if poisoned is not None:
+                mine = torch.isin(poisoned.places, places)
+                where = poisoned.places[mine] - places[0]
+                images[where], labels[where] = poisoned.images[mine], poisoned.labels[mine]
             updates[places], local[block] = self.engine.train(
                 self.shared,
                 self.local[block],
@@ -208,21 +219,24 @@ class Federation:
         self.local = local
         return updates
 
-    def _poison(self, images: Tensor, labels: Tensor, rows: Tensor) -> None:
-        """Replaces the malicious clients' part of a block of participants, in place."""
-        ranks = self.malicious.cumsum(dim=0) - 1
+    def _poisoned(self, picks: Tensor, rows: Tensor) -> _Poisoned | None:
+        """What the malicious ones of all participants (indices of clients) train on; ``None`` if there is none.
+
+        Of all at once, however many are trained at a time: colluding clients may pool what they have.
+        """
         # The server is nobody's client: its row, the last, is never malicious.
         places = torch.cat([self.malicious, torch.zeros(1, dtype=torch.bool)])[rows].nonzero()[:, 0]
         if not len(places):
-            return
+            return None
+        ranks = self.malicious.cumsum(dim=0) - 1
         data = LocalData(
-            images[places],
-            labels[places],
+            self._seen(picks[places], rows[places]),
+            self.dataset.labels[picks[places]],
             ranks[rows[places]],
             self.dataset.num_classes,
             lambda seen: self.engine.logits(self.shared[None], self.local[rows[places[:1]]], seen)[0],
         )
-        images[places], labels[places] = self.attack.poison(data)
+        return _Poisoned(places, *self.attack.poison(data))
 
     def apply(self, update: Tensor) -> None:
         """Ends the round: adds ``update`` (P,) to the global model."""

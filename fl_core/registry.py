@@ -53,6 +53,14 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             signature.bind(**kwargs)
         except TypeError as error:
             raise ValueError(f"{self._kind} {name!r} takes {signature}, got {kwargs}: {error}") from error
+        for option, value in kwargs.items():
+            parameter = signature.parameters.get(option)
+            if isinstance(value, str) and parameter is not None and isinstance(parameter.default, int | float):
+                wanted = "true or false" if isinstance(parameter.default, bool) else "a number"
+                raise ValueError(
+                    f"{self._kind} {name!r}: {option} must be {wanted}, got {value!r} (YAML takes 1e-1 for text, and "
+                    "1.0e-1 for a number)"
+                )
         return factory(**kwargs)
 
     def __getitem__(self, name: str) -> Callable[..., T]:

@@ -66,7 +66,9 @@ class Scorer:
         images, wanted = aimed
         own = self._engine.reestimate(shared[None], local[None], reference_images)
         pieces = [self._engine.logits(shared[None], own, piece)[0] for piece in images.split(IMAGES_AT_ONCE)]
-        return float((torch.cat(pieces).argmax(dim=1) == wanted).double().mean())
+        logits = torch.cat(pieces)
+        # A non-finite output is nothing's, as in ``score``; the argmax of NaN would be class 0, the usual target.
+        return float(((logits.argmax(dim=1) == wanted) & logits.isfinite().all(dim=1)).double().mean())
 
     def personalised(
         self, shared: Tensor, local: Tensor, shards: Sequence[Tensor], shifts: Sequence[FeatureShift], split: str

@@ -84,7 +84,8 @@ class _Past:
     """What FLDetector keeps.
 
     Attributes:
-        updates: Last update of each client.
+        updates: Last update of each client, and how far the global model had moved when it was sent.
+        moved: How far the global model has moved in all (P,), up to the last round.
         aggregate: Last aggregate (P,).
         model: Global model (P,) that the last round began with.
         steps: Last changes of the global model, at most a window of them.
@@ -92,12 +93,19 @@ class _Past:
         scores: Of each of the last rounds, a window of them, each client's share of the error.
     """
 
-    updates: dict[int, Tensor] = field(default_factory=dict)
+    updates: dict[int, tuple[Tensor, Tensor | None]] = field(default_factory=dict)
+    moved: Tensor | None = None
     aggregate: Tensor | None = None
     model: Tensor | None = None
     steps: list[Tensor] = field(default_factory=list)
     bends: list[Tensor] = field(default_factory=list)
     scores: list[dict[int, float]] = field(default_factory=list)
+
+    def since(self, moved: Tensor | None) -> Tensor | float:
+        """How far the model had moved in the last round more than it had then."""
+        if moved is self.moved or self.moved is None:
+            return 0.0
+        return self.moved if moved is None else self.moved - moved
 
 
 @register_rule("fldetector")
@@ -105,8 +113,8 @@ class _Past:
 class FLDetector(Rule):
     """Leaves out clients whose updates do not follow from their earlier ones.
 
-    Formula: predicted ``pᵢ = Δᵢ of the round before + Ĥ·(change of w)`` with Ĥ by L-BFGS from the last aggregates; a
-        client's score is the mean over a window of its share of all errors ``‖pᵢ − Δᵢ‖``; if the gap statistic sees
+    Formula: predicted ``pᵢ = Δᵢ that was sent last + Ĥ·(change of w since)`` with Ĥ by L-BFGS from the last aggregates;
+        a client's score is the mean over a window of its share of all errors ``‖pᵢ − Δᵢ‖``; if the gap statistic sees
         more than one cluster of scores, 2-means, and the cluster of the larger ones is out.
     Source: Zhang et al. 2022, arXiv 2207.09209, algorithms 1 to 3.
     Checked against: the recursion that BFGS is, for the prediction; clients consistent and not, for the detection.
@@ -141,17 +149,18 @@ class FLDetector(Rule):
         past, clients = self._past, view.accepted_clients.tolist()
         step, found = self._step(view), set[int]()
         if step is not None and past.steps:
-            bend = hessian_product(torch.stack(past.steps), torch.stack(past.bends), step)
-            past.scores = [*past.scores, self._errors(view, clients, bend)][-self.window :]
+            past.scores = [*past.scores, self._errors(view, clients, step)][-self.window :]
             if len(past.scores) == self.window:
                 found = self._detect(view, clients)
         result = mean_of(view, torch.tensor([client not in found for client in clients]))
         if step is not None and past.aggregate is not None:
             past.steps = [*past.steps, step][-self.window :]
             past.bends = [*past.bends, result.update - past.aggregate][-self.window :]
+        if step is not None:
+            past.moved = step if past.moved is None else past.moved + step
         past.aggregate, past.model = result.update, view.global_model
         for client, row in zip(clients, view.accepted, strict=True):
-            past.updates[client] = row.clone()
+            past.updates[client] = row.clone(), past.moved
         return result
 
     def _step(self, view: ServerView) -> Tensor | None:
@@ -160,13 +169,22 @@ class FLDetector(Rule):
             return self._past.aggregate
         return view.global_model - self._past.model
 
-    def _errors(self, view: ServerView, clients: list[int], bend: Tensor) -> dict[int, float]:
-        """Each client's share of the prediction's error, for those that have sent something before."""
+    def _errors(self, view: ServerView, clients: list[int], step: Tensor) -> dict[int, float]:
+        """Each client's share of the prediction's error, for those that have sent something before.
+
+        Who was absent has missed several steps: the prediction is over all of them.
+        """
+        past = self._past
+        steps, bends = torch.stack(past.steps), torch.stack(past.bends)
+        products: dict[int, Tensor] = {}
         errors: dict[int, float] = {}
         for client, row in zip(clients, view.accepted, strict=True):
-            before = self._past.updates.get(client)
-            if before is not None:
-                errors[client] = float(torch.linalg.vector_norm(before.double() + bend - row))
+            if client not in past.updates:
+                continue
+            before, moved = past.updates[client]
+            if id(moved) not in products:  # all that were last there in the same round have the same
+                products[id(moved)] = hessian_product(steps, bends, past.since(moved) + step)
+            errors[client] = float(torch.linalg.vector_norm(before.double() + products[id(moved)] - row))
         total = sum(errors.values())
         return {client: error / total for client, error in errors.items()} if total > 0 else errors
 

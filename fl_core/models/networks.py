@@ -42,7 +42,7 @@ def make_network(name: str, image_shape: ImageShape, num_classes: int, seed: int
     known = [key for key in inspect.signature(_NETWORKS[name]).parameters if key not in ("image_shape", "num_classes")]
     check_known(f"option of network {name!r}", options, known)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the caller's GPUs too
         return _NETWORKS.make(name, image_shape=image_shape, num_classes=num_classes, **options)
 
 

@@ -99,3 +99,14 @@ def test_samples_are_differentiable_in_score_and_scale(name: str) -> None:
 def test_an_unknown_distribution_is_refused_with_the_list() -> None:
     with pytest.raises(ValueError, match=r"'cauchy'; there are: squashed, beta, gaussian"):
         make_distribution("cauchy")
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("scale", [-3.0, -0.5, 0.0, 0.5])
+def test_at_every_scale_a_gradient_reaches_score_and_scale(name: str, scale: float) -> None:
+    drive, log_std = DRIVE.clone().requires_grad_(), torch.tensor([scale], requires_grad=True)
+    make_distribution(name).proba_distribution(drive, log_std).log_prob(torch.full_like(DRIVE, 0.5)).sum().backward()
+    assert drive.grad is not None
+    assert log_std.grad is not None
+    assert (drive.grad.abs() > 1e-6).all()
+    assert abs(float(log_std.grad)) > 1e-6

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core import Federation, Scenario
+from fl_core import federation as federation_module
 from fl_core.aggregation import make_rule
 from fl_core.data import load_dataset
 from fl_core.training.sampling import cyclic
@@ -300,3 +301,34 @@ def test_neither_the_truth_nor_the_episodes_streams_can_be_reached_from_the_view
     assert len(reachable) > 10
     assert not any(thing is built.malicious for thing in reachable)
     assert not any(isinstance(thing, Scenario | Federation) for thing in reachable)
+
+
+@pytest.mark.parametrize("attack", ["edge_case", "dynamic_label_flip", "label_flip"])
+def test_what_attackers_train_on_does_not_depend_on_how_many_are_trained_at_a_time(federation, monkeypatch, attack):
+    """They pool what they have, so they must be asked together."""
+    whole = federation(Scenario(attack, 0.5, alpha=1.0), 3)
+    parts = federation(Scenario(attack, 0.5, alpha=1.0), 3)
+    for _ in range(2):
+        together = whole.local_round().view.updates
+        with monkeypatch.context() as patch:
+            patch.setattr(federation_module, "_PIXELS_AT_ONCE", 1)
+            one_by_one = parts.local_round().view.updates
+        torch.testing.assert_close(one_by_one, together, atol=1e-5, rtol=1e-4)
+        for built in (whole, parts):
+            built.apply(together.mean(dim=0))
+
+
+def test_a_network_is_drawn_without_seeding_the_callers_gpus(federation, monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    state = torch.get_rng_state()
+    federation(Scenario(), 0)
+    assert seeded == []
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_model_that_answers_nothing_finite_is_no_backdoor(federation):
+    built = federation(Scenario("model_replacement", 0.3, alpha=1.0), 0)
+    built.apply(torch.full((built.layout.num_shared,), float("nan")))
+    assert built.attack_success("validation") == 0
+    assert float(built.evaluate(torch.zeros(1, built.layout.num_shared), "validation").accuracy[0]) == 0

@@ -53,3 +53,20 @@ def test_every_unknown_name_is_named():
     with pytest.raises(ValueError, match="unknown fruit 'x', 'z'; there are: a, b"):
         check_known("fruit", ["x", "a", "z"], ["a", "b"])
     check_known("fruit", ["a", "b"], ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "option"),
+    [
+        (make_attack, "partial_scaling", {"share": "1e-1"}),
+        (make_attack, "fang_trim", {"b": "2e0"}),
+        (make_attack, "sign_flip", {"colluding": "yes"}),
+        (make_rule, "geometric_median", {"smoothing": "1e-6"}),
+        (make_rule, "flguard", {"learning_rate": "1e-3"}),
+    ],
+)
+def test_text_in_the_place_of_a_number_or_a_switch_is_an_error_in_words(make, name, option):
+    ((field, value),) = option.items()
+    wanted = "true or false" if value == "yes" else "a number"
+    with pytest.raises(ValueError, match=f"'{name}': {field} must be {wanted}, got '{value}'"):
+        make(name, **option)

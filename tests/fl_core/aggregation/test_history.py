@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fl_core.aggregation import ServerView, make_rule
+from fl_core.aggregation import ServerView, history, make_rule
 from fl_core.aggregation.history import hessian_product
 
 quick = settings(deadline=None, max_examples=30)
@@ -127,6 +127,23 @@ def test_fldetector_leaves_out_the_clients_whose_updates_are_inconsistent_over_r
 
 def test_fldetector_is_the_mean_as_long_as_everybody_is_consistent():
     assert all((round_ > 0).sum() >= 9 for round_ in play(make_rule("fldetector", window=4), 8, inconsistent=[]))
+
+
+def test_fldetector_predicts_over_all_the_steps_that_a_client_has_missed(monkeypatch, normal):
+    along = []
+
+    def recorded(steps, bends, vector):
+        along.append(vector)
+        return torch.zeros_like(vector.double())
+
+    monkeypatch.setattr(history, "hessian_product", recorded)
+    rule, models = make_rule("fldetector"), normal(5, 6).cumsum(dim=0)
+    for number, clients in enumerate(([0, 1, 2], [0, 1, 2], [0, 1], [0, 1], [0, 1, 2])):
+        updates = normal(len(clients), 6, seed=10 + number)
+        rule(ServerView(updates, models[number], round=number, clients=torch.tensor(clients)))
+    assert len(along) == 4
+    torch.testing.assert_close(along[-2], models[4] - models[3])  # of those who were there the round before
+    torch.testing.assert_close(along[-1], models[4] - models[1])  # of the client that was not
 
 
 def test_fldetector_waits_for_a_full_window_of_scores():
