@@ -66,6 +66,8 @@ def summary_of(name: str) -> str:
         ("digits, 45 % malicious", "held_out_majority", 45),
         ("digits, 60 % malicious", "held_out_majority", 60),
         ("Fashion-MNIST, 30 %", "held_out_fashion_mnist", 30),
+        ("Fashion-MNIST, 45 %", "held_out_fashion_mnist_majority", 45),
+        ("Fashion-MNIST, 60 %", "held_out_fashion_mnist_majority", 60),
     ],
 )
 def test_the_readme_tells_the_other_circumstances_as_they_were_measured(label: str, name: str, fraction: int) -> None:
@@ -78,12 +80,23 @@ def test_the_readme_tells_the_other_circumstances_as_they_were_measured(label: s
         assert int(told["seeds"]) == len({row["seed"] for row in csv.DictReader(file)})
 
 
+def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured() -> None:
+    measured = circumstances("held_out_fashion_mnist_majority", "optigradtrust")
+    told = list(table(RESULTS, "| malicious | α | regret | worst attack's | behind"))
+    assert len(told) == 4
+    for row, fraction in zip(told, (45, 45, 60, 60), strict=True):
+        of = measured[f"α {row['α']}, {fraction} % malicious"]
+        assert row["regret"] == shown(of["regret"])
+        assert bare(row["worst attack's"]) == shown(of["worst regret"])
+        assert row["behind root data alone, worst attack"] == shown(-of["above root only, worst attack"])
+
+
 def test_more_attackers_are_told_as_they_were_measured() -> None:
     measured, without, oracle, root_only = (
         circumstances("held_out_majority", rule)
         for rule in ("optigradtrust", "optigradtrust (safeguard=false)", "oracle", "root_only")
     )
-    told = list(table(RESULTS, "| malicious |"))
+    told = list(table(RESULTS, "| malicious | α | regret | worst attack's | recovered"))
     assert len(told) == 4
     for row, fraction in zip(told, (45, 45, 60, 60), strict=True):
         key = f"α {row['α']}, {fraction} % malicious"
