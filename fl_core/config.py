@@ -71,15 +71,16 @@ class FederationConfig:
         make_shapley(self.shapley)
         check_device(self.device)
         for name in ("dataset_options", "network_options"):
-            object.__setattr__(self, name, _frozen(getattr(self, name)))
+            object.__setattr__(self, name, frozen(dict(getattr(self, name))))
         if self.data_dir is not None:
             object.__setattr__(self, "data_dir", str(self.data_dir))
 
 
-def _frozen(options: Options) -> tuple[tuple[str, Any], ...]:
-    """A mapping as something that can be a key of a cache; lists (from JSON) become tuples."""
-    pairs = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted((name, tuple(value) if isinstance(value, list) else value) for name, value in pairs))
+def frozen(value: Any) -> Any:
+    """A setting as something that can be a key of a cache: mappings become sorted pairs, lists (from JSON) tuples."""
+    if isinstance(value, Mapping):
+        return tuple(sorted(((name, frozen(inner)) for name, inner in value.items()), key=lambda pair: str(pair[0])))
+    return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
 
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}

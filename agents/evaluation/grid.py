@@ -13,7 +13,7 @@ from agents.evaluation.heterogeneity import parse_heterogeneity
 from agents.evaluation.options import parse_options
 from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
-from fl_core.config import FederationConfig
+from fl_core.config import FederationConfig, frozen
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.scenarios import TRAINING_SPLITS
 
@@ -184,7 +184,7 @@ class Grid:
 
     def config(self, env_id: str, num_clients: int | None = None, seed: int = 0) -> FederationConfig:
         """The federation of a cell; root data and initial weights are drawn by the seed."""
-        settings = _environment_settings(env_id, num_clients, _hashable(self.settings))
+        settings = _environment_settings(env_id, num_clients, frozen(self.settings))
         return configure(**{**settings, "split_seed": seed})
 
     def contestants(self, env_id: str) -> tuple[Contestant, ...]:
@@ -254,13 +254,6 @@ def parse_attack(spec: str) -> tuple[str, dict[str, Any]]:
 
 def _attacked(attack: str, fraction: float) -> tuple[str, float]:
     return (NO_ATTACK, 0.0) if fraction == 0 or attack == NO_ATTACK else (attack, fraction)
-
-
-def _hashable(value: Any) -> Any:
-    """Mappings as pairs, which ``configure`` takes as well, and lists as tuples."""
-    if isinstance(value, Mapping):
-        return tuple(sorted(((name, _hashable(inner)) for name, inner in value.items()), key=str))
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
 
 
 @lru_cache(maxsize=256)

@@ -324,9 +324,9 @@ def test_fitting_the_value_moves_nothing_but_the_value_head_and_comes_closer_to_
         return float((gap - value).square().mean())
 
     at_first = error()
-    settings = WarmStart(value_steps=100, batch=8, samples=64, learning_rate=1e-2)
+    settings = WarmStart(value_steps=200, batch=8, samples=64, learning_rate=1e-2)
     fit_value(policy, [recording], settings, np.random.default_rng(0), quiet)
-    assert error() < 0.7 * at_first  # about a half; which side of it is the processor's rounding
+    assert error() < at_first / 2
     moved = {name for name, value in policy.state_dict().items() if not torch.equal(value, before[name])}
     assert moved
     assert all(name.startswith("value_head") for name in moved)
