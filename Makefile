@@ -57,8 +57,9 @@ pretrained: setup  ## Train the shipped policies anew (half an hour on one core;
 	cp runs/digits/policy.safetensors runs/digits/policy.json runs/digits/card.md $(PRETRAINED)/digits
 	cp runs/digits/evaluations.npz results/pretrained/digits.npz
 	$(BIN)/python train_agent.py --env-id OptiGrad/FashionMNIST-v0 --start-from digits --warm-start gradient \
-	  --num-clients 20 --n-envs 8 --scenarios broad --timesteps 1024 --eval-every 1024 --eval-episodes 15 \
-	  --run-dir runs/fashion_mnist --overwrite $(if $(DATA),--data-dir $(DATA))
+	  --update-clip median_or_reference --clone-weight 0.3 --warm-start-length 2 --warm-start-memory 6 \
+	  --num-clients 20 --n-envs 16 --scenarios faint --timesteps 1024 --eval-every 1024 --eval-episodes 15 \
+	  --select-by accuracy --run-dir runs/fashion_mnist --overwrite $(if $(DATA),--data-dir $(DATA))
 	cp runs/fashion_mnist/policy.safetensors runs/fashion_mnist/policy.json runs/fashion_mnist/card.md \
 	  $(PRETRAINED)/fashion_mnist
 	cp runs/fashion_mnist/evaluations.npz results/pretrained/fashion_mnist.npz

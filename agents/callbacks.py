@@ -15,23 +15,29 @@ from tqdm import tqdm
 from agents.checkpoint import CHECKPOINT, take
 from agents.playing import play
 from fl_core.files import write_atomically
+from fl_core.registry import check_known
 
 Figures = Mapping[str, Any]
+
+# What a policy can be selected by, on fixed scenarios.
+SELECTIONS = ("reward", "accuracy")
 
 
 class FixedScenarioEvaluation(BaseCallback):
     """Plays the same episodes again and again: train attacks, validation data, seeds that never change.
 
-    So evaluations are paired over the run, the first one (before any learning here) included. The policy with the
-    highest mean reward is handed to ``on_best``.
+    So evaluations are paired over the run, the first one (before any learning here) included. The best policy is handed
+    to ``on_best``.
 
     Args:
         env: Evaluation environment.
         every: Time steps between evaluations.
         episodes: Number of episodes.
-        file: ``evaluations.npz``: time steps, and the mean reward of every episode at each.
+        file: ``evaluations.npz``: time steps, and the mean reward and the accuracy of every episode at each.
         on_best: Called after an evaluation that was the best so far, with its figures.
         on_evaluation: Called after every evaluation, with its figures.
+        select_by: What the best policy has most of: ``"reward"``, the mean over rounds and episodes, or ``"accuracy"``,
+            on validation data after the last round, the mean over episodes.
         resumed_at: Time steps that a resumed run has behind it: evaluations after these are forgotten, they will come
             again. ``None`` for a run from the start.
     """
@@ -47,18 +53,24 @@ class FixedScenarioEvaluation(BaseCallback):
         file: Path,
         on_best: Callable[[Figures], None],
         on_evaluation: Callable[[Figures], None] = lambda _: None,
+        select_by: str = "reward",
         resumed_at: int | None = None,
     ) -> None:
         super().__init__()
+        check_known("selection", [select_by], SELECTIONS)
+        self._select_by = select_by
         self._env, self._every, self._episodes, self._file = env, every, episodes, file
         self._on_best, self._on_evaluation = on_best, on_evaluation
         self._timesteps: list[int] = []
         self._results: list[list[float]] = []
+        self._accuracies: list[list[float]] = []
         if resumed_at is not None and file.exists():
             with np.load(file) as known:
                 behind = int((known["timesteps"] <= resumed_at).sum())
                 self._timesteps = known["timesteps"][:behind].tolist()
                 self._results = known["results"][:behind].tolist()
+                without = np.full(known["results"].shape, np.nan)  # a file of a version that did not keep them
+                self._accuracies = known.get("accuracies", without)[:behind].tolist()
 
     @property
     def means(self) -> list[float]:
@@ -66,9 +78,10 @@ class FixedScenarioEvaluation(BaseCallback):
         return [float(np.mean(episodes)) for episodes in self._results]
 
     @property
-    def best(self) -> float:
-        """The highest mean reward so far."""
-        return max(self.means, default=float("-inf"))
+    def best(self) -> int | None:
+        """Which evaluation so far was the best, the first of equals; ``None`` before the first."""
+        scores = self._results if self._select_by == "reward" else self._accuracies
+        return int(np.argmax(np.mean(scores, axis=1))) if scores else None
 
     def _on_training_start(self) -> None:
         if not self._timesteps:
@@ -90,23 +103,30 @@ class FixedScenarioEvaluation(BaseCallback):
     def evaluate(self) -> float:
         """Plays the episodes, logs, and returns the mean reward of a round."""
         episodes, accuracy = zip(*(self._play(self.SEED + i) for i in range(self._episodes)), strict=True)
-        mean, best_before = float(np.mean(episodes)), self.best
+        mean = float(np.mean(episodes))
         self.logger.record("eval/mean_reward", mean)
         self.logger.record("eval/validation_accuracy", float(np.mean(accuracy)))
         self.logger.dump(self.num_timesteps)
         self._timesteps.append(self.num_timesteps)
         self._results.append(list(episodes))
+        self._accuracies.append(list(accuracy))
+        best = self.best == len(self._results) - 1
         figures = {
             "timesteps": self.num_timesteps,
             "mean_reward": mean,
             "validation_accuracy": float(np.mean(accuracy)),
         }
-        self._on_evaluation({**figures, "best": mean > best_before})
-        if mean > best_before:
+        self._on_evaluation({**figures, "best": best})
+        if best:
             self._on_best(figures)
         # Last: a run that is killed before this evaluates again, and keeps the policy again.
         content = io.BytesIO()
-        np.savez(content, timesteps=np.array(self._timesteps), results=np.array(self._results))
+        np.savez(
+            content,
+            timesteps=np.array(self._timesteps),
+            results=np.array(self._results),
+            accuracies=np.array(self._accuracies),
+        )
         write_atomically(self._file, content.getvalue())
         return mean
 

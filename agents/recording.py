@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
@@ -49,23 +48,23 @@ def record(
     keep: Keep | None = None,
 ) -> list[Recording]:
     """Plays ``rounds`` rounds in all environments together and keeps them; ``keep`` is given every transition."""
-    kept: list[list[RecordedRound]] = [[] for _ in federations]
+    steps = -(-rounds // envs.num_envs)
+    kept: list[RecordedRound] = []
     observations = envs.reset()
-    for _ in range(-(-rounds // envs.num_envs)):
+    for step in range(steps):
         waiting = envs.env_method("recorded_round")
+        # Recorded rounds are gigabytes on images: they go where they stay, and are never there twice.
+        kept = kept or [_room(steps, round_) for round_ in waiting]
         for rows, round_ in zip(kept, waiting, strict=True):
-            rows.append(round_)
+            for name, column in vars(rows).items():
+                column[step] = getattr(round_, name)
         actions = behaviour(observations, waiting)
         before, (observations, rewards, dones, infos) = observations, envs.step(actions)
         if keep is not None:
             keep(before, actions, observations, rewards, dones, infos)
         progress(envs.num_envs)
     masked = isinstance(envs.observation_space, spaces.Dict)
-    stacked = []
-    for rows in kept:
-        stacked.append(_stack(rows))
-        rows.clear()  # recorded rounds are gigabytes on images: not all of them twice
-    return [Recording(f, rows, rows.present if masked else None) for f, rows in zip(federations, stacked, strict=True)]
+    return [Recording(f, rows, rows.present if masked else None) for f, rows in zip(federations, kept, strict=True)]
 
 
 def mixed_behaviour(envs: VecEnv, rng: np.random.Generator) -> Behaviour:
@@ -93,5 +92,6 @@ def policy_behaviour(policy: TrustNet, rng: np.random.Generator) -> Behaviour:
     return act
 
 
-def _stack(rounds: list[RecordedRound]) -> RecordedRound:
-    return RecordedRound(*(torch.stack(column) for column in zip(*(vars(r).values() for r in rounds), strict=True)))
+def _room(steps: int, like: RecordedRound) -> RecordedRound:
+    """Fields with a leading axis of ``steps`` rounds, not filled yet."""
+    return RecordedRound(*(value.new_empty(steps, *value.shape) for value in vars(like).values()))

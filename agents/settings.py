@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 from agents.algorithms import Hyperparams, check_algorithm, check_distribution, read_hyperparams
+from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
 from agents.deployed import load_policy
 from agents.run_directory import START, read_config
@@ -44,7 +46,8 @@ class TrainingSettings:
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     scenarios: str = "default"
     """Named distribution of training scenarios: default; broad (up to 60 % malicious, more kinds of heterogeneity,
-    later attacks); wide (and other root data in every episode; without the gradient of the warm start)."""
+    later attacks); faint (the same, and attacks too weak to stand out); wide (broad, and other root data in every
+    episode; without the gradient of the warm start)."""
     data_dir: Path | None = None
     """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
@@ -61,16 +64,23 @@ class TrainingSettings:
     """Policy to begin with, a run directory or the name of one that ships; with --warm-start gradient or none."""
     warm_start: Literal["clone+gradient", "gradient", "clone", "none"] = "clone+gradient"
     """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
+    clone_weight: float = 0.0
+    """Weight of the cloning loss while the gradient is followed, against policies that trust nobody but root data."""
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
     warm_start_memory: float = 2.0
     """GiB for its recorded rounds; what does not fit shortens it: twenty clients on 28x28 images take 8 MB a round."""
+    update_clip: str | None = None
+    """Norm that updates are cut down to, in training and deployed: median, reference, median_or_reference or none; by
+    default the environment's, median."""
     safeguard: bool = True
     """Whether the policy is deployed with the safeguard, a line search on root data; training goes without."""
     eval_every: int = 1_000
     """Time steps between evaluations on fixed scenarios, rounded up to whole rollouts; the best policy is kept."""
     eval_episodes: int = 10
     """Episodes of an evaluation."""
+    select_by: Literal["reward", "accuracy"] = "reward"
+    """What the best policy has most of there: mean reward, or validation accuracy after the last round."""
     checkpoint_every: int = 500
     """Time steps between checkpoints for --resume, rounded up to whole rollouts."""
     progress: bool = True
@@ -88,6 +98,7 @@ class TrainingSettings:
         check_algorithm(self.algo)
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)
+        check_known("selection", [self.select_by], SELECTIONS)
         check_known("log format", [self.log_format], LOG_FORMATS)
         settings = read_hyperparams(self.algo, self.env_id, warm_started=self.refines, file=self.hyperparams)
         if self.start is not None:
@@ -95,6 +106,12 @@ class TrainingSettings:
         for name in ("warm_start_length", "warm_start_memory"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
+        if not 0 <= self.clone_weight < inf:
+            raise ValueError(f"clone-weight must be 0 or more and finite, got {self.clone_weight}")
+        if self.clone_weight and not self.warm_start.endswith("gradient"):
+            raise ValueError(
+                f"clone-weight {self.clone_weight} is for the gradient, which --warm-start {self.warm_start} leaves out"
+            )
         if make_scenarios(self.scenarios).roots > 1 and self.warm_start.endswith("gradient"):
             others = "clone or none" if self.start is None else "none"
             raise ValueError(

@@ -28,6 +28,8 @@ from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, make_scenarios
 
+_SELECTED_BY = {"reward": "mean reward", "accuracy": "accuracy after the last round"}
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -39,7 +41,7 @@ class Summary:
         timesteps: Rounds that were learned from.
         seconds: Wall-clock time, parts before a resumption included.
         first_reward: Mean reward on the fixed scenarios before the algorithm started, in nats a round.
-        best_reward: The best; that policy was kept.
+        best_reward: That of the best policy, which was kept.
         last_reward: That of the last policy.
     """
 
@@ -77,6 +79,7 @@ def train(settings: TrainingSettings) -> Summary:
     console = Console(settings.log_format, quiet=settings.quiet)
     federation = given_settings(
         num_clients=settings.num_clients,
+        update_clip=settings.update_clip,
         scenarios=None if settings.scenarios == "default" else settings.scenarios,
         data_dir=settings.data_dir,
         download=settings.download,
@@ -131,6 +134,7 @@ def _run(
         file=directory / EVALUATIONS,
         on_best=keep_policy,
         on_evaluation=lambda figures: console.say("evaluation", _evaluation_line(figures), **figures),
+        select_by=settings.select_by,
         resumed_at=None if saved is None else done,
     )
     saving = Saving(
@@ -153,13 +157,12 @@ def _run(
         evaluation.finish()
     except KeyboardInterrupt:
         interrupted = True
-        if not evaluation.means:
+        if evaluation.best is None:
             keep_policy({"timesteps": model.num_timesteps})
     save_model(model, directory / MODEL)
     rewards = evaluation.means or [float("nan")]
-    summary = Summary(
-        directory, interrupted, model.num_timesteps, saving.seconds, rewards[0], max(rewards), rewards[-1]
-    )
+    best = rewards[evaluation.best or 0]
+    summary = Summary(directory, interrupted, model.num_timesteps, saving.seconds, rewards[0], best, rewards[-1])
     console.say("summary", str(summary), **asdict(replace(summary, run_dir=str(directory))))  # type: ignore[arg-type]
     return summary
 
@@ -202,7 +205,7 @@ def _provenance(settings: TrainingSettings, directory: Path, evaluation_env: gym
         "warm_start": settings.warm_start,
         "num_clients": env.federation.config.num_clients,
         **_seen(settings, directory, [name for name in env.scenarios.attacks if name != "none"]),
-        "selected_by": "mean reward on fixed scenarios of the train attacks, on validation data",
+        "selected_by": f"{_SELECTED_BY[settings.select_by]} on fixed scenarios of the train attacks, validation data",
         "versions": {name: version(name) for name in ("optigradtrust", "torch", "stable-baselines3", "sb3-contrib")},
     }
 
@@ -243,7 +246,7 @@ def _warm_start(
     ]
     wanted = settings.warm_start_length
     flag, share = min(affordable(copies[0], wanted, settings.warm_start_memory).items(), key=lambda limit: limit[1])
-    lengths = WarmStart().scaled(share)
+    lengths = replace(WarmStart().scaled(share), clone_weight=settings.clone_weight)
     if share < wanted:
         size = "updates" if flag == "--warm-start-memory" else "images"
         text = (

@@ -3,7 +3,9 @@
 1. *Cloning*: the policy learns to tell honest from malicious clients, by their labels.
 2. *Gradient through the aggregation*: the oracle gap is differentiable in the trust, because the validation loss of
    ``w + Σ wᵢ·clip(Δᵢ) + w₀·reference`` backpropagates through the aggregation to the policy. The value head learns the
-   gap at the same time, so that reinforcement learning starts with a critic that has seen its reward.
+   gap at the same time, so that reinforcement learning starts with a critic that has seen its reward. The gap knows one
+   round ahead only, and where the next model is best made of root data alone it leads to a policy that trusts nobody:
+   ``clone_weight`` keeps the cloning loss in this stage.
 
 The second stage can be left out; then the value head alone learns the gap of the cloned policy. So can the first, for a
 policy that has been trained before.
@@ -11,7 +13,7 @@ policy that has been trained before.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, prod
+from math import ceil, inf, prod
 from typing import Any
 
 import numpy as np
@@ -46,6 +48,7 @@ class WarmStart:
         batch: Rounds in a gradient step; a cloning step takes four times as many.
         samples: Validation samples, drawn anew for each gradient step.
         value_steps: Adam steps on the value head alone, if the stage with the oracle gap is left out.
+        clone_weight: Weight, in nats of oracle gap a nat, of the cloning loss in the stage with the oracle gap.
         learning_rate: Of Adam; falls to a tenth along a cosine in each stage.
     """
 
@@ -56,6 +59,7 @@ class WarmStart:
     batch: int = 16
     samples: int = 64
     learning_rate: float = 1e-3
+    clone_weight: float = 0.0
 
     def __post_init__(self) -> None:
         least_of = {"rounds": 2, "clone_steps": 0, "gradient_steps": 0, "value_steps": 0, "batch": 1, "samples": 1}
@@ -64,6 +68,8 @@ class WarmStart:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
+        if not 0 <= self.clone_weight < inf:
+            raise ValueError(f"clone_weight must be 0 or more and finite, got {self.clone_weight}")
 
     def scaled(self, share: float) -> "WarmStart":
         """The same with every stage in proportion, ``share`` above 0; at least 32 rounds."""
@@ -170,8 +176,7 @@ def clone(
         picks = torch.from_numpy(rng.integers(len(observations), size=4 * settings.batch))
         mask = None if present is None else present[picks]
         score, _ = policy.score_and_value(observations[picks], mask)
-        weight = None if mask is None else mask / mask.float().mean()
-        losses.append(step(F.binary_cross_entropy_with_logits(score, honest[picks], weight)))
+        losses.append(step(_cloning_loss(score, honest[picks], mask)))
         progress(1)
     return float(np.mean(losses[-max(len(losses) // 10, 1) :])) if losses else float("nan")
 
@@ -179,10 +184,17 @@ def clone(
 def gradient(
     policy: TrustNet, recordings: Sequence[Recording], settings: WarmStart, rng: np.random.Generator, progress: Progress
 ) -> None:
-    """Follows the gradient of the oracle gap through the aggregation."""
+    """Follows the gradient of the oracle gap through the aggregation, and of the cloning loss by its weight."""
     for step in _optimise(policy.parameters(), settings.learning_rate, settings.gradient_steps):
-        gap, value = oracle_gap(policy, *_batch(recordings, settings, rng))
-        step(-gap.mean() + 0.5 * F.mse_loss(value, gap.detach()))
+        recording, picks, samples = _batch(recordings, settings, rng)
+        observation, present = _seen(recording, picks)
+        score, value = policy.score_and_value(observation, present)
+        gap = _gap(score, recording, picks, samples)
+        loss = -gap.mean() + 0.5 * F.mse_loss(value, gap.detach())
+        if settings.clone_weight:
+            honest = (~recording.rounds.corrupted[picks]).float()
+            loss = loss + settings.clone_weight * _cloning_loss(score, honest, present)
+        step(loss)
         progress(1)
 
 
@@ -229,7 +241,18 @@ def oracle_gap(policy: TrustNet, recording: Recording, picks: Tensor, samples: T
         Gap (B,) in nats, differentiable in the policy, and predicted value (B,).
     """
     score, value = policy.score_and_value(*_seen(recording, picks))
-    return honest_loss(recording, picks, samples) - trusted_loss(torch.sigmoid(score), recording, picks, samples), value
+    return _gap(score, recording, picks, samples), value
+
+
+def _gap(score: Tensor, recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:
+    """The oracle gap (B,) in nats that trust of these scores (B, N) leads to."""
+    return honest_loss(recording, picks, samples) - trusted_loss(torch.sigmoid(score), recording, picks, samples)
+
+
+def _cloning_loss(score: Tensor, honest: Tensor, present: Tensor | None) -> Tensor:
+    """Binary cross-entropy in nats of trust (B, N) against "is honest", a mean over the clients that take part."""
+    weight = None if present is None else present / present.float().mean()
+    return F.binary_cross_entropy_with_logits(score, honest, weight)
 
 
 def trusted_loss(trust: Tensor, recording: Recording, picks: Tensor, samples: Tensor) -> Tensor:

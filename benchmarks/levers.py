@@ -3,10 +3,10 @@
     python benchmarks/levers.py runs/one digits digits:safeguard=false     # rows are appended to results/levers.csv
     python benchmarks/levers.py --fractions 0 --seeds 60 digits digits:safeguard=false
 
-Every train attack in both forms at the usual and at four times the usual strength, 30, 45 and 60 % of 20 clients
-malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split seeds from
-20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points. No test data
-and no held-out attack: what is chosen here may be reported elsewhere.
+Every train attack in both forms at the usual and at four times the usual strength (``--strengths``), 30, 45 and 60 % of
+20 clients malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split
+seeds from 20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points.
+No test data and no held-out attack: what is chosen here may be reported elsewhere.
 """
 
 import csv
@@ -33,7 +33,7 @@ from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
 
 COLUMNS = (
     *("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored"),
-    *("worst_below_root", "seeds"),
+    *("worst_below_root", "seeds", "env_id", "strengths"),
 )
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
@@ -56,19 +56,25 @@ class Arguments:
     """Clients."""
     fractions: tuple[float, ...] = (0.0, 0.3, 0.45, 0.6)
     """Shares of malicious clients; 0 is no attack."""
+    alphas: tuple[float, ...] = (0.5, 0.1)
+    """Dirichlet concentrations."""
+    strengths: tuple[float, ...] = (1.0, 4.0)
+    """Multiples of each attack's usual strength."""
     workers: int = 2
     """Processes, one thread each."""
     out: Path = Path("results/levers.csv")
     """Where rows are appended."""
 
 
-def attacks() -> Iterator[tuple[str, dict[str, object]]]:
-    """Train attacks with their options."""
+def attacks(strengths: tuple[float, ...]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Train attacks with their options; what has no strength comes once."""
     for name, colluding in product(TRAIN_ATTACKS, (False, True)):
-        yield name, {"colluding": colluding}
-        if name in STRENGTH:
-            usual = getattr(Scenario(name).make_attack(), STRENGTH[name])
-            yield name, {"colluding": colluding, STRENGTH[name]: 4 * usual}
+        if name not in STRENGTH:
+            yield name, {"colluding": colluding}
+            continue
+        usual = getattr(Scenario(name).make_attack(), STRENGTH[name])
+        for strength in strengths:
+            yield name, {"colluding": colluding, STRENGTH[name]: strength * usual}
 
 
 def made(label: str) -> Rule:
@@ -107,10 +113,18 @@ def main(arguments: Arguments) -> None:
         (0.0, alpha, Scenario("none", 0.0, alpha))
         if fraction == 0
         else (fraction, alpha, Scenario(n, fraction, alpha, 0, o))
-        for alpha, fraction in product((0.5, 0.1), arguments.fractions)
-        for n, o in (attacks() if fraction else [("none", {})])
+        for alpha, fraction in product(arguments.alphas, arguments.fractions)
+        for n, o in (attacks(arguments.strengths) if fraction else [("none", {})])
     ]
-    tasks = [(label, *key, seed) for label in labels for key in scenarios for seed in range(arguments.seeds)]
+    # The references look at honest clients or at none: one run for all attacks on the same clients.
+    first = {key[:2]: key for key in reversed(scenarios)}
+    tasks = [
+        (label, *key, seed)
+        for label in labels
+        for key in scenarios
+        for seed in range(arguments.seeds)
+        if label not in REFERENCES or first[key[:2]] == key
+    ]
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         chunks = [(arguments, label, scenario, seed) for label, _, _, scenario, seed in tasks]
@@ -118,18 +132,21 @@ def main(arguments: Arguments) -> None:
     of: dict[tuple[str, float, float, int], list[float]] = {}
     for (label, fraction, alpha, scenario, _), value in zip(tasks, results, strict=True):
         of.setdefault((label, alpha, fraction, scenarios.index((fraction, alpha, scenario))), []).append(value)
+    reference = {key[:3]: fmean(values) for key, values in of.items() if key[0] in REFERENCES}
     fresh = not arguments.out.exists()
     with arguments.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:
             writer.writeheader()
-        for label, alpha, fraction in product(arguments.policies, (0.5, 0.1), arguments.fractions):
+        for label, alpha, fraction in product(arguments.policies, arguments.alphas, arguments.fractions):
             keys = [key for key in of if key[:3] == (label, alpha, fraction)]
-            to_oracle = [fmean(of["oracle", *key[1:]]) - fmean(of[key]) for key in keys]
-            to_anchored = [fmean(of["anchored_oracle", *key[1:]]) - fmean(of[key]) for key in keys]
-            below = max(fmean(of["root_only", *key[1:]]) - fmean(of[key]) for key in keys)
+            oracle, anchored, root_only = (reference[name, alpha, fraction] for name in REFERENCES)
+            to_oracle = [oracle - fmean(of[key]) for key in keys]
+            to_anchored = [anchored - fmean(of[key]) for key in keys]
+            below = max(root_only - fmean(of[key]) for key in keys)
             figures = [round(value, 2) for value in (fmean(to_oracle), max(to_oracle), fmean(to_anchored), below)]
-            row = dict(zip(COLUMNS, (Path(label).name, alpha, fraction, *figures, arguments.seeds), strict=True))
+            told = (arguments.seeds, arguments.env_id, " ".join(map(str, arguments.strengths)) if fraction else "")
+            row = dict(zip(COLUMNS, (Path(label).name, alpha, fraction, *figures, *told), strict=True))
             writer.writerow(row)
             print(row, flush=True)
 

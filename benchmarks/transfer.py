@@ -37,6 +37,8 @@ class Arguments:
     """Clients."""
     episodes: int = 15
     """Episodes, of 20 rounds."""
+    scenarios: str = "broad"
+    """Named distribution of scenarios."""
     data_dir: Path | None = None
     """Where the data sets' files are."""
     out: Path = Path("results/transfer.csv")
@@ -55,7 +57,7 @@ def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
     for env_id in arguments.env_ids:
         settings = given_settings(data_dir=arguments.data_dir, num_clients=arguments.num_clients)
-        env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT, scenarios="broad")
+        env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT, scenarios=arguments.scenarios)
         for policy in ("equal", *arguments.policies):
             act = acting(policy)
             played = [play(env, act, FixedScenarioEvaluation.SEED + episode) for episode in range(arguments.episodes)]

@@ -64,6 +64,8 @@ class ScenarioDistribution:
         alpha: Range (low, high) of the Dirichlet concentration, drawn log-uniformly.
         onset: First and last round in which the attack may begin, drawn uniformly; half of the episodes begin at 0.
         random_strength: Draw the attack's strength too; otherwise its usual value.
+        weakest: The lower ends of the strengths' ranges are multiplied by this, at most 1: with 0.05, updates that are
+            shrunk to a tenth or turned round at a fortieth of their size, which no single feature gives away.
         collusion: Probability of an attack's colluding form.
         roots: Number of draws of root data that episodes choose from. 1 is the federation's own alone; each other one
             is a sample of its own, of another size and bias, for which an autoencoder is trained once.
@@ -79,6 +81,7 @@ class ScenarioDistribution:
     alpha: tuple[float, float] = (0.1, 1.0)
     onset: tuple[int, int] = (0, 5)
     random_strength: bool = True
+    weakest: float = 1.0
     collusion: float = 0.5
     roots: int = 1
     root_size: tuple[int, int] | None = None
@@ -105,6 +108,8 @@ class ScenarioDistribution:
                 Scenario(**{name: edge})
         if not 0.0 <= self.collusion <= 1.0:
             raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
+        if not 0.0 < self.weakest <= 1.0:
+            raise ValueError(f"weakest must be a factor in (0, 1], got {self.weakest}")
         if self.roots < 1:
             raise ValueError(f"roots must be at least 1, the federation's own; got {self.roots}")
         if self.roots == 1 and (self.root_size is not None or self.root_bias != (0.0, 0.0)):
@@ -161,7 +166,9 @@ class ScenarioDistribution:
             return {}
         options: dict[str, Any] = {"colluding": bool(generator.random() < self.collusion)}
         if self.random_strength:
-            options |= {name: _log_uniform(generator, *bounds) for name, bounds in _STRENGTHS[attack].items()}
+            for name, (low, high) in _STRENGTHS[attack].items():
+                weakest = 1.0 if name == "share" else self.weakest
+                options[name] = _log_uniform(generator, weakest * low, high)
         return options
 
 
@@ -171,11 +178,13 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 
 # More of what the default draws: no malicious clients and a malicious majority, nearly equal clients, late attacks.
 BROAD = ScenarioDistribution(malicious_fraction=(0.0, 0.6), alpha=(0.05, 10.0), onset=(0, 10))
+# The same with attacks too weak to stand out: what they cost a federation is the length of its step.
+FAINT = replace(BROAD, weakest=0.05)
 # Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
 WIDE = ScenarioDistribution(
     malicious_fraction=(0.0, 0.6), alpha=(0.1, 10.0), onset=(0, 10), roots=8, root_size=(20, 200), root_bias=(0.0, 0.5)
 )
-_NAMED = {"default": ScenarioDistribution(), "broad": BROAD, "wide": WIDE}
+_NAMED = {"default": ScenarioDistribution(), "broad": BROAD, "faint": FAINT, "wide": WIDE}
 
 
 def make_scenarios(
@@ -184,8 +193,8 @@ def make_scenarios(
     """A distribution from what an environment was given.
 
     Args:
-        scenarios: A distribution; ``"default"``, ``"broad"`` or ``"wide"``; or a mapping of the fields that differ from
-            the default.
+        scenarios: A distribution; ``"default"``, ``"broad"``, ``"faint"`` or ``"wide"``; or a mapping of the fields
+            that differ from the default.
         **usual: Fields whose default is another one here; those of a given distribution stay as they are.
 
     Raises:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
 from fl_core.aggregation.view import ServerView
-from fl_core.fingerprint.geometry import clip_to, clip_to_median, norms, root_cosine
+from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
 from fl_core.registry import check_known
 
-CLIPS = ("none", "median", "reference")
+CLIPS = ("none", "median", "reference", "median_or_reference")
 # Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
 _KEPT = (1.0, 0.75, 0.5, 0.25)
 
@@ -33,7 +33,9 @@ class TrustWeighting:
     loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
     Attributes:
-        update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, or ``"none"``.
+        update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
+            two (``"median_or_reference"``: a majority that sends next to nothing cannot shrink the others), or
+            ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
         safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
@@ -64,9 +66,12 @@ class TrustWeighting:
         """Updates (A, P) cut down to the chosen norm."""
         if self.update_clip == "none":
             return updates
-        if self.update_clip == "reference":
-            return clip_to(updates, norms(reference[None])[0])
-        return clip_to_median(updates)
+        if self.update_clip == "median":
+            return clip_to_median(updates)
+        norm = norms(reference[None])[0]
+        if self.update_clip == "median_or_reference":
+            norm = norm.maximum(median(norms(updates)))
+        return clip_to(updates, norm)
 
     def __call__(self, view: ServerView, trust: Tensor) -> Aggregate:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.

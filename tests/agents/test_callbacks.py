@@ -52,10 +52,10 @@ def model(envs: VecEnv, curves: Curves) -> PPO:
 
 
 def evaluation(
-    file: Path, *, on_best: Callable[[Any], None] = lambda _: None, every: int = 16, resumed_at: int | None = None
+    file: Path, *, on_best: Callable[[Any], None] = lambda _: None, every: int = 16, **settings: Any
 ) -> FixedScenarioEvaluation:
     env = make_env("OptiGrad/Digits-v0", **SIZES)
-    return FixedScenarioEvaluation(env, every=every, episodes=2, file=file, on_best=on_best, resumed_at=resumed_at)
+    return FixedScenarioEvaluation(env, every=every, episodes=2, file=file, on_best=on_best, **settings)
 
 
 def test_evaluations_begin_before_learning_and_come_at_their_time(tmp_path: Path, model: PPO, curves: Curves) -> None:
@@ -124,13 +124,31 @@ def test_the_best_policy_is_kept_and_a_worse_one_is_not(
     assert kept == pytest.approx([0.1, 0.3])
 
 
+def test_selected_by_accuracy_the_reward_decides_nothing(
+    tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[float] = []
+    callback = evaluation(
+        tmp_path / "e.npz", on_best=lambda figures: kept.append(figures["mean_reward"]), select_by="accuracy"
+    )
+    callback.init_callback(model)
+    for reward, accuracy in ((0.1, 0.5), (0.9, 0.5), (0.2, 0.7), (0.8, 0.6)):
+        monkeypatch.setattr(callback, "_play", lambda seed, played=(reward, accuracy): played)
+        callback.evaluate()
+    assert kept == pytest.approx([0.1, 0.2])
+    again = evaluation(tmp_path / "e.npz", select_by="accuracy", resumed_at=model.num_timesteps)
+    assert again.best == 2
+    with pytest.raises(ValueError, match=r"'loss'; there are: reward, accuracy"):
+        evaluation(tmp_path / "other.npz", select_by="loss")
+
+
 def test_a_resumed_evaluation_remembers_the_best_and_goes_on_with_the_curve(
     tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.savez(tmp_path / "e.npz", timesteps=np.array([0, 16]), results=np.array([[0.1, 0.2], [0.7, 0.9]]))
     kept: list[float] = []
     callback = evaluation(tmp_path / "e.npz", on_best=lambda _: kept.append(1.0), resumed_at=16)
-    assert callback.best == pytest.approx(0.8)
+    assert callback.best == 1
     callback.init_callback(model)
     monkeypatch.setattr(callback, "_play", lambda seed: (0.5, 0.5))
     callback.evaluate()
@@ -145,7 +163,7 @@ def test_evaluations_after_the_time_at_which_a_run_is_resumed_are_forgotten_with
         tmp_path / "e.npz", timesteps=np.array([0, 16, 32]), results=np.array([[0.1, 0.2], [0.3, 0.5], [0.7, 0.9]])
     )
     assert evaluation(tmp_path / "e.npz", resumed_at=31).means == pytest.approx([0.15, 0.4])
-    assert evaluation(tmp_path / "e.npz", resumed_at=31).best == pytest.approx(0.4)
+    assert evaluation(tmp_path / "e.npz", resumed_at=31).best == 1
     assert evaluation(tmp_path / "e.npz").means == []
 
 

@@ -1,6 +1,8 @@
 """The stages before reinforcement learning: what they optimise is what the environment pays."""
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -193,6 +195,37 @@ def test_the_gradient_stage_raises_the_gap_of_its_recording(recording_envs: Make
     assert mean_gap(policy, [recording]) > before + 0.02
 
 
+def test_the_cloning_loss_holds_the_gradient_stage_to_the_labels_by_its_weight(
+    recording_envs: MakeEnvs, make_policy: Callable[..., TrustNet]
+) -> None:
+    recording = recorded(recording_envs, 24, scenarios=ATTACKED)
+    honest = ~recording.rounds.corrupted
+
+    def trained(weight: float) -> tuple[float, float]:
+        policy = make_policy(0)
+        settings = WarmStart(gradient_steps=80, batch=8, samples=64, clone_weight=weight)
+        gradient(policy, [recording], settings, np.random.default_rng(0), quiet)
+        trust = policy(recording.rounds.observation).detach()
+        return float(trust[honest].mean() - trust[~honest].mean()), mean_gap(policy, [recording])
+
+    (free, gap), (held, held_gap) = trained(0.0), trained(10.0)
+    assert held > free + 0.1
+    assert held_gap < gap
+
+
+def test_absent_clients_have_no_part_in_the_cloning_loss_of_the_gradient_stage(policy: TrustNet) -> None:
+    envs, federations = masked_envs()
+    (recording,) = record(envs, federations, 8, policy_behaviour(policy, NoNoise()), quiet)  # type: ignore[arg-type]
+    assert recording.present is not None
+    turned = replace(recording.rounds, corrupted=recording.rounds.corrupted ^ ~recording.present)
+    settings, results = WarmStart(gradient_steps=3, batch=4, samples=16, clone_weight=1.0), []
+    for rounds in (recording.rounds, turned):
+        learner = deepcopy(policy)
+        gradient(learner, [replace(recording, rounds=rounds)], settings, np.random.default_rng(0), quiet)
+        results.append(learner.state_dict())
+    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
 def test_the_mean_gap_does_not_depend_on_how_it_is_batched(recording_envs: MakeEnvs, policy: TrustNet) -> None:
     recording = recorded(recording_envs, 7, scenarios=ATTACKED)
     assert mean_gap(policy, [recording], batch=2) == pytest.approx(mean_gap(policy, [recording], batch=7), abs=1e-5)
@@ -228,7 +261,9 @@ def test_both_stages_together_report_what_they_reached_and_repeat_themselves(
     assert runs[0][2] == 24 + 40 + 40
 
 
-@pytest.mark.parametrize("field", ["rounds", "clone_steps", "gradient_steps", "batch", "samples", "learning_rate"])
+@pytest.mark.parametrize(
+    "field", ["rounds", "clone_steps", "gradient_steps", "batch", "samples", "learning_rate", "clone_weight"]
+)
 def test_a_stage_of_impossible_length_is_refused_by_name(field: str) -> None:
     with pytest.raises(ValueError, match=rf"{field}.*-1"):
         WarmStart(**{field: -1})

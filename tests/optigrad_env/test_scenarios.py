@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fl_core.attacks import Attack, attack_names, base, make_attack, register_attack
 from optigrad_env import TRAIN_ATTACKS, ScenarioDistribution, held_out_attacks
-from optigrad_env.scenarios import WIDE, attack_set, make_scenarios
+from optigrad_env.scenarios import BROAD, FAINT, WIDE, attack_set, make_scenarios
 
 
 def draws(distribution: ScenarioDistribution, count: int = 300, **pinned: Any) -> list[Any]:
@@ -71,6 +71,22 @@ def test_draws_stay_in_their_ranges_and_spread_over_them() -> None:
     assert np.mean(alphas < 1) == pytest.approx(0.5, abs=0.07)  # log-uniform: half on each side of the geometric mean
     assert set(onsets) == {1, 2, 3, 4}
     assert np.mean(onsets == 1) == pytest.approx(0.5 + 0.5 / 4, abs=0.07)
+
+
+def test_weakest_lowers_the_lower_end_of_every_strength_but_no_share_and_shifts_no_other_draw() -> None:
+    usual, faint = draws(BROAD, 2000), draws(replace(BROAD, weakest=0.05), 2000)
+    for name, option, low, high in [
+        ("scaling", "factor", 0.1, 20.0),
+        ("partial_scaling", "factor", 0.1, 20.0),
+        ("partial_scaling", "share", 0.2, 0.8),
+        ("sign_flip", "scale", 0.025, 10.0),
+        ("gaussian_noise", "factor", 0.025, 10.0),
+    ]:
+        drawn = [scenario.attack_options[option] for scenario in faint if scenario.attack == name]
+        assert low <= min(drawn) < 1.2 * low
+        assert 0.9 * high < max(drawn) <= high
+    assert [replace(s, attack_options={}) for s in usual] == [replace(s, attack_options={}) for s in faint]
+    assert make_scenarios("faint") == FAINT == replace(BROAD, weakest=0.05)
 
 
 def test_strengths_are_drawn_around_the_usual_value_or_left_at_it() -> None:
@@ -139,6 +155,8 @@ def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned:
         ({"onset": (3, 1)}, r"onset.*\(3, 1\)"),
         ({"collusion": 1.5}, r"collusion.*1\.5"),
         ({"collusion": -0.5}, r"collusion.*-0\.5"),
+        ({"weakest": 0.0}, r"weakest.*0\.0"),
+        ({"weakest": 2.0}, r"weakest.*2\.0"),
     ],
 )
 def test_a_bad_distribution_is_refused_with_field_and_value(fields: dict[str, Any], message: str) -> None:

@@ -17,7 +17,7 @@ from optigrad_env.wrappers import ClientHistory, FeatureDropout, FeatureShuffle,
 ATTACKED = {"attack": "gaussian_noise", "malicious_fraction": 0.4, "alpha": 0.5, "onset": 0}
 
 
-@pytest.mark.parametrize("update_clip", ["median", "reference", "none"])
+@pytest.mark.parametrize("update_clip", ["median", "reference", "median_or_reference", "none"])
 @pytest.mark.parametrize("kind", ["finite", "nan"])
 def test_a_recorded_round_reproduces_the_environments_aggregation(
     update_clip: str, kind: str, broken_senders: dict[str, dict[str, Any]]

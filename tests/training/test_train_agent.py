@@ -189,6 +189,21 @@ def test_a_warm_start_that_was_interrupted_is_done_when_the_run_is_resumed(
     assert calls == ["warm start"]
 
 
+def test_the_weight_of_cloning_reaches_the_warm_start(
+    arguments: TrainingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights: list[float] = []
+
+    def short(policy: Any, envs: Any, federations: Any, lengths: Any, *_: Any, **__: Any) -> dict[str, float]:
+        weights.append(lengths.clone_weight)
+        return {}
+
+    monkeypatch.setattr(training, "warm_start", short)
+    main(replace(arguments, warm_start="gradient"))
+    main(replace(arguments, warm_start="gradient", clone_weight=0.3, overwrite=True))
+    assert weights == [0.0, 0.3]
+
+
 @pytest.mark.parametrize("kind", ["clone+gradient", "clone"])
 def test_the_warm_start_trains_the_models_own_network_on_data_like_its_environments(
     kind: Any, arguments: TrainingSettings, monkeypatch: pytest.MonkeyPatch
@@ -305,6 +320,10 @@ def test_the_summary_says_what_was_reached_and_what_to_do_next(
         ({"env_id": "no id"}, r"OptiGrad/Digits-v0"),
         ({"warm_start_memory": 0.0}, "warm-start-memory must be greater than 0, got 0.0"),
         ({"warm_start_length": -1.0}, "warm-start-length must be greater than 0, got -1.0"),
+        ({"clone_weight": -1.0}, "clone-weight must be 0 or more and finite, got -1.0"),
+        ({"clone_weight": 0.5, "warm_start": "clone"}, "clone-weight 0.5 is for the gradient, .* clone leaves out"),
+        ({"update_clip": "mean"}, "'mean'; there are: none, median"),
+        ({"select_by": "loss"}, "'loss'; there are: reward, accuracy"),
         ({"timesteps": 0}, "timesteps"),
         ({"eval_every": 0}, "eval-every"),
         ({"eval_episodes": 0}, "eval-episodes"),

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule
 from fl_core.aggregation import trust as trust_module
+from fl_core.aggregation.trust import CLIPS
 
 quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -14,7 +15,7 @@ quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCh
 @given(
     trust=st.lists(st.floats(0, 1, width=32), min_size=1, max_size=10),
     anchor=st.floats(0.01, 10),
-    clip=st.sampled_from(["none", "median", "reference"]),
+    clip=st.sampled_from(CLIPS),
     seed=st.integers(0, 2**31),
 )
 def test_the_aggregate_is_the_weighted_sum_of_clipped_updates_and_the_reference(view, trust, anchor, clip, seed):
@@ -26,7 +27,8 @@ def test_the_aggregate_is_the_weighted_sum_of_clipped_updates_and_the_reference(
     result = GivenTrust(torch.tensor(trust), weighting)(seen)
 
     lengths = [float(np.sqrt(row @ row)) for row in updates]
-    limit = {"none": np.inf, "median": np.median(lengths), "reference": np.sqrt(reference @ reference)}[clip]
+    middle, own = np.median(lengths), np.sqrt(reference @ reference)
+    limit = {"none": np.inf, "median": middle, "reference": own, "median_or_reference": max(middle, own)}[clip]
     total = sum(trust) + anchor
     expected = anchor / total * reference
     for row, length, t in zip(updates, lengths, trust, strict=True):
@@ -93,8 +95,22 @@ def test_a_number_that_cannot_be_is_refused_with_its_value(name, value):
         TrustWeighting(**{name: value})
 
 
+def test_a_majority_that_sends_next_to_nothing_shrinks_the_others_unless_the_reference_is_a_floor(view, normal):
+    updates = torch.cat([2 * normal(4, 9), 1e-6 * normal(6, 9)])
+    seen = view(updates)
+    trust = torch.tensor([1.0] * 4 + [0.0] * 6)
+
+    def clients_part(clip):
+        result = GivenTrust(trust, TrustWeighting(clip))(seen)
+        return float((result.update - result.root_weight * seen.reference).norm())
+
+    assert clients_part("median") < 1e-4
+    assert clients_part("median_or_reference") == pytest.approx(clients_part("reference"), rel=1e-6)
+    assert clients_part("reference") > 0.1 * float(seen.reference.norm())
+
+
 def test_an_unknown_clip_lists_the_names():
-    with pytest.raises(ValueError, match="unknown update_clip 'mean'; there are: none, median, reference"):
+    with pytest.raises(ValueError, match="unknown update_clip 'mean'; there are: none, median, reference, median_or_reference"):
         TrustWeighting(update_clip="mean")
 
 
