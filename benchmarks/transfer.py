@@ -3,7 +3,7 @@
 Train attacks and validation data only, on the fixed scenarios by which training selects: a data set's own policy was
 chosen on them, the others were not. The mean reward (oracle gap, nats a round) and the mean
 validation accuracy of the last round over the same episodes for every policy. `equal` is no policy at all: every
-client is trusted fully, and the root data is one more client.
+client is trusted fully, and the root data is one more client. Each policy clips updates as its card says.
 
     python benchmarks/transfer.py digits fashion_mnist --env-ids OptiGrad/Digits-v0 OptiGrad/MNIST-v0 --data-dir DIR
 """
@@ -19,6 +19,7 @@ import tyro
 
 from agents import load_policy
 from agents.callbacks import FixedScenarioEvaluation
+from agents.deployed import weighting_of
 from agents.environments import given_settings, make_env
 from agents.playing import Act, greedy, play
 from fl_core.files import write_csv
@@ -57,15 +58,17 @@ def main(arguments: Arguments) -> None:
     rows: list[dict[str, Any]] = []
     for env_id in arguments.env_ids:
         settings = given_settings(data_dir=arguments.data_dir, num_clients=arguments.num_clients)
-        env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT, scenarios=arguments.scenarios)
         for policy in ("equal", *arguments.policies):
-            act = acting(policy)
+            act, clip = acting(policy), "median" if policy == "equal" else weighting_of(load_policy(policy)).update_clip
+            settings |= {"scenarios": arguments.scenarios, "update_clip": clip}
+            env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT)
             played = [play(env, act, FixedScenarioEvaluation.SEED + episode) for episode in range(arguments.episodes)]
             rows.append(
                 {
                     "policy": policy,
                     "env_id": env_id,
                     "num_clients": arguments.num_clients,
+                    "scenarios": arguments.scenarios,
                     "episodes": arguments.episodes,
                     "mean_reward": round(fmean(reward for reward, _ in played), 4),
                     "validation_accuracy": round(fmean(info["validation_accuracy"] for _, info in played), 4),

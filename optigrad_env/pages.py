@@ -1,7 +1,7 @@
 """Writes a page for each environment, from the class docstrings: ``python -m optigrad_env.pages docs/environments``."""
 
+import argparse
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -98,4 +98,6 @@ def _file(env_id: str) -> str:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/environments"))
+    parser = argparse.ArgumentParser(description="Writes a page for every environment, from the docstrings.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/environments"))
+    write(parser.parse_args().folder)
