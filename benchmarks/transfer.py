@@ -40,6 +40,8 @@ class Arguments:
     """Episodes, of 20 rounds."""
     scenarios: str = "broad"
     """Named distribution of scenarios."""
+    safeguard: bool = False
+    """Play with the safeguard, as policies are deployed; training goes without."""
     data_dir: Path | None = None
     """Where the data sets' files are."""
     out: Path = Path("results/transfer.csv")
@@ -60,7 +62,7 @@ def main(arguments: Arguments) -> None:
         settings = given_settings(data_dir=arguments.data_dir, num_clients=arguments.num_clients)
         for policy in ("equal", *arguments.policies):
             act, clip = acting(policy), "median" if policy == "equal" else weighting_of(load_policy(policy)).update_clip
-            settings |= {"scenarios": arguments.scenarios, "update_clip": clip}
+            settings |= {"scenarios": arguments.scenarios, "update_clip": clip, "safeguard": arguments.safeguard}
             env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT)
             played = [play(env, act, FixedScenarioEvaluation.SEED + episode) for episode in range(arguments.episodes)]
             rows.append(
@@ -69,6 +71,7 @@ def main(arguments: Arguments) -> None:
                     "env_id": env_id,
                     "num_clients": arguments.num_clients,
                     "scenarios": arguments.scenarios,
+                    "safeguard": arguments.safeguard,
                     "episodes": arguments.episodes,
                     "mean_reward": round(fmean(reward for reward, _ in played), 4),
                     "validation_accuracy": round(fmean(info["validation_accuracy"] for _, info in played), 4),
