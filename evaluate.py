@@ -16,8 +16,8 @@ from agents.evaluation.benchmark import Benchmark
 from agents.evaluation.configuration import make_grid, read_config, read_preset
 from agents.evaluation.estimate import estimate_seconds, show_seconds
 from agents.evaluation.execution import check_ray
+from agents.evaluation.files import FAILURES
 from agents.evaluation.report.tables import to_rich
-from agents.evaluation.results import FAILURES
 
 _GRID = (
     *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "first_seed", "env_id"),
@@ -83,6 +83,9 @@ class Arguments:
     """Where the results go; a run of the same grid, or of a part of it, that is there is continued."""
     overwrite: bool = False
     """Replace the results that are there."""
+    reuse: Path | None = None
+    """Results directory of which the same cells are taken over instead of run, if --out holds none yet: for a report of
+    fewer seeds or rules, or of the whole seeds of a run that was stopped. It stays as it is."""
     cell: str | None = None
     """Cell whose trust over rounds the report shows: a name from curves/, without its ending."""
     progress: bool = True
@@ -97,7 +100,7 @@ def main(arguments: Arguments) -> int:
         check_ray(arguments.ray)
     grid = make_grid(*_layers(arguments))
     command = shlex.join(["python", *sys.argv])
-    benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.cell)
+    benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.reuse, arguments.cell)
     with benchmark.open() as directory:
         missing, every, rules = directory.missing(), len(grid.cells()), len(grid.labels())
         partly = f", {len(directory.known())} in part" if directory.known() else ""

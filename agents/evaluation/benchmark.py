@@ -9,11 +9,12 @@ from typing import Any
 from agents.evaluation.cells import CellResult, Failure
 from agents.evaluation.detection import THRESHOLD
 from agents.evaluation.execution import run_grid
+from agents.evaluation.files import MANIFEST
 from agents.evaluation.grid import Cell, Grid
 from agents.evaluation.provenance import data_checksums, policies, provenance
 from agents.evaluation.report import write_report
 from agents.evaluation.report.writing import Report
-from agents.evaluation.results import MANIFEST, ResultsDirectory
+from agents.evaluation.results import ResultsDirectory
 from fl_core.files import write_json
 
 
@@ -26,6 +27,7 @@ class Benchmark:
         out: Results directory; one that holds a part of this grid is continued.
         command: The command line, for the report.
         overwrite: Delete what is there.
+        reuse: Results directory whose cells are taken over where there are none yet.
         shown_cell: Cell whose trust the report shows.
     """
 
@@ -33,13 +35,16 @@ class Benchmark:
     out: Path
     command: str
     overwrite: bool = False
+    reuse: Path | None = None
     shown_cell: str | None = None
 
     def open(self) -> ResultsDirectory:
         """The results directory, locked; see there for what it refuses."""
         expected = {cell: [one.label for one in self.grid.contestants(cell.env_id)] for cell in self.grid.cells()}
         held_out = {cell.attack: self.grid.is_held_out(cell.attack) for cell in expected}
-        return ResultsDirectory(self.out, self._identity(), expected, held_out, overwrite=self.overwrite)
+        return ResultsDirectory(
+            self.out, self._identity(), expected, held_out, overwrite=self.overwrite, reuse=self.reuse
+        )
 
     def run(
         self,

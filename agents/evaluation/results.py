@@ -7,15 +7,11 @@ again. When the grid is done, the tables are put into the grid's order; until th
 ended.
 """
 
-import csv
 import fcntl
 import io
 import json
-import os
 import shutil
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -25,85 +21,25 @@ import numpy as np
 
 from agents.evaluation.cells import CellResult, Failure
 from agents.evaluation.contestants import REFERENCES
-from agents.evaluation.figures_of_merit import COLUMNS, KEY, TIMING_COLUMNS
-from agents.evaluation.grid import Cell
-from fl_core.files import write_atomically, write_json
-
-RESULTS, TIMINGS, CURVES, FAILURES, MANIFEST, LOCK = (
-    "results.csv",
-    "timings.csv",
-    "curves",
-    "failures.json",
-    "manifest.json",
-    ".lock",
+from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
+from agents.evaluation.files import (
+    AXES,
+    CURVES,
+    FAILURES,
+    LOCK,
+    MANIFEST,
+    RESULTS,
+    TIMINGS,
+    CellKey,
+    ResultsError,
+    Table,
+    cell_key,
+    curves_name,
+    key_of,
 )
-# What a grid may get more of while its results are continued.
-_AXES = ("rules", "attacks", "malicious_fractions", "heterogeneities", "seeds", "num_clients")
-CellKey = tuple[str, ...]
-
-
-class ResultsError(ValueError):
-    """A results directory that cannot be used, or that cannot take more."""
-
-
-class Table:
-    """A CSV file that grows by batches: a batch is there in full, or it is cut off when the file is opened again.
-
-    Args:
-        path: The file; made if it is not there.
-        columns: Its header.
-
-    Raises:
-        ResultsError: It has other columns.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self._columns = path, list(columns)
-        if not path.exists():
-            write_atomically(path, _line(self._columns))
-        self.rows = self._read()
-
-    def _read(self) -> list[dict[str, str]]:
-        """All whole rows; a damaged tail is cut off with a warning, or the next row would be written into it."""
-        text = self.path.read_bytes()
-        whole, _, tail = text.rpartition(b"\n")
-        header, *lines = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
-        if header != self._columns:
-            raise ResultsError(f"{self.path} has other columns than this version writes: {', '.join(header)}")
-        rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
-        dropped = len(lines) - len(rows) + bool(tail)
-        if dropped:
-            warnings.warn(f"{self.path}: {dropped} damaged row(s) dropped; their cells are run again", stacklevel=4)
-            self._replace(rows)
-        return rows
-
-    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Puts rows on the disk; ``None`` becomes an empty field.
-
-        Raises:
-            ResultsError: They cannot be written, for one because the disk is full. The table is as it was before.
-        """
-        content = self._lines(rows)
-        with self.path.open("ab") as file:
-            before = file.tell()
-            try:
-                _write_through(file, content)
-            except OSError as error:
-                with suppress(OSError):
-                    os.ftruncate(file.fileno(), before)
-                raise ResultsError(f"{self.path} cannot be written: {error.strerror}") from error
-
-    def rewrite(self, rows: Sequence[dict[str, str]]) -> None:
-        """Replaces all rows, in full or not at all."""
-        if rows != self.rows:
-            self._replace(rows)
-            self.rows = list(rows)
-
-    def _replace(self, rows: Sequence[Mapping[str, str]]) -> None:
-        write_atomically(self.path, _line(self._columns) + self._lines(rows))
-
-    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
-        return b"".join(_line([row[name] for name in self._columns]) for row in rows)
+from agents.evaluation.grid import Cell
+from agents.evaluation.reuse import reuse_cells
+from fl_core.files import write_atomically, write_json
 
 
 class ResultsDirectory:
@@ -116,6 +52,7 @@ class ResultsDirectory:
         held_out: By attack whether it is held out in this grid; rows that are there are brought to it, because a policy
             that is added may have seen it.
         overwrite: Delete the results that are there.
+        reuse: Another results directory, whose cells of this grid are taken over if there are none here yet.
 
     Raises:
         ResultsError: It holds results of another grid (the message says which setting differs; more rules, policies,
@@ -131,6 +68,7 @@ class ResultsDirectory:
         held_out: Mapping[str, bool] | None = None,
         *,
         overwrite: bool = False,
+        reuse: Path | None = None,
     ) -> None:
         self.path, self._expected = path, expected
         try:
@@ -141,6 +79,8 @@ class ResultsDirectory:
         try:
             if overwrite:
                 _clear(path)
+            if reuse is not None and not (path / MANIFEST).exists() and not (path / RESULTS).exists():
+                reuse_cells(reuse, path, grid, expected)
             manifest = self._check(grid)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
             if manifest is not None:
@@ -196,7 +136,7 @@ class ResultsDirectory:
 
     def curves_of(self, cell: Cell) -> Path:
         """File of a cell's curves."""
-        return self.path / CURVES / f"{cell.name}.npz"
+        return self.path / CURVES / curves_name(cell)
 
     def finish(self, failures: Sequence[Failure]) -> None:
         """Puts the tables into the grid's order, and the failures beside them."""
@@ -205,7 +145,7 @@ class ResultsDirectory:
         rank = {(cell_key(cell), label): i for cell, labels in self._expected.items() for i, label in enumerate(labels)}
 
         def order(row: Mapping[str, str]) -> tuple[int, int]:
-            key = _key_of(row)
+            key = key_of(row)
             return place[key], rank[key, row["rule"]]
 
         for table in (self._results, self._timings):
@@ -248,9 +188,9 @@ class ResultsDirectory:
         accuracy: dict[CellKey, dict[str, float]] = {}
         for i, table in enumerate((self._results, self._timings)):
             for row in table.rows:
-                found.setdefault(_key_of(row), ([], []))[i].append(row["rule"])
+                found.setdefault(key_of(row), ([], []))[i].append(row["rule"])
                 if table is self._results:
-                    accuracy.setdefault(_key_of(row), {})[row["rule"]] = float(row["test_accuracy"])
+                    accuracy.setdefault(key_of(row), {})[row["rule"]] = float(row["test_accuracy"])
         self._finished: set[Cell] = set()
         self._known: dict[Cell, dict[str, float]] = {}
         keep: set[tuple[CellKey, str]] = set()
@@ -267,7 +207,7 @@ class ResultsDirectory:
             else:
                 self._known[cell] = {label: accuracy[key][label] for label in whole}
         for table in (self._results, self._timings):
-            table.rewrite([row for row in table.rows if (_key_of(row), row["rule"]) in keep])
+            table.rewrite([row for row in table.rows if (key_of(row), row["rule"]) in keep])
 
     def _mark(self, held_out: Mapping[str, bool]) -> None:
         """Brings the column ``held_out`` to this grid's."""
@@ -281,31 +221,7 @@ def _only_more(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> boo
         return False
     if name == "policies":
         return bool(old[name].items() <= new[name].items())
-    return name in _AXES and set(old[name]) <= set(new[name])
-
-
-def cell_key(cell: Cell) -> CellKey:
-    """What a cell is called in the tables' columns ``KEY`` but the first."""
-    fields = asdict(cell)
-    return tuple(str(fields[name]) for name in KEY[1:])
-
-
-def _key_of(row: Mapping[str, str]) -> CellKey:
-    return tuple(row[name] for name in KEY[1:])
-
-
-def _line(fields: Sequence[Any]) -> bytes:
-    buffer = io.StringIO(newline="")
-    csv.writer(buffer, lineterminator="\n").writerow(fields)
-    return buffer.getvalue().encode()
-
-
-def _write_through(file: IO[bytes], content: bytes) -> None:
-    """Writes past every cache, in one piece: no half batch waits in a buffer to be written later."""
-    written = 0
-    while written < len(content):
-        written += os.write(file.fileno(), content[written:])
-    os.fsync(file.fileno())
+    return name in AXES and set(old[name]) <= set(new[name])
 
 
 def _locked(path: Path) -> IO[bytes]:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.evaluation.contestants import ORACLES
+from agents.evaluation.files import CURVES, RESULTS
 from agents.evaluation.grid import Cell, parse_attack
 from agents.evaluation.heterogeneity import show_heterogeneity
 from agents.evaluation.report import figures
@@ -27,7 +28,6 @@ from agents.evaluation.report.tables import (
     merits,
     places,
 )
-from agents.evaluation.results import CURVES, RESULTS
 from agents.evaluation.summary import by_circumstances, compare, focus, kind_of, regret_by_attack, summarise
 from agents.statistics import TASK, Row
 from fl_core.files import write_atomically

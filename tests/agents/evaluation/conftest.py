@@ -32,7 +32,7 @@ def nothing_kept() -> None:
     runs._run_unattacked.cache_clear()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_grid() -> MakeGrid:
     return small_grid
 

@@ -16,8 +16,8 @@ import pytest
 from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, provenance
 from agents.evaluation.cells import failure
 from agents.evaluation.figures_of_merit import COLUMNS
+from agents.evaluation.files import Table
 from agents.evaluation.grid import Cell
-from agents.evaluation.results import Table
 
 ROOT = Path(__file__).parents[3]
 
@@ -276,7 +276,7 @@ def test_a_table_that_cannot_take_a_batch_is_as_it_was_before(tmp_path: Path) ->
     code = """
         import resource, sys
         from pathlib import Path
-        from agents.evaluation.results import ResultsError, Table
+        from agents.evaluation.files import ResultsError, Table
         table = Table(Path(sys.argv[1]), ["a", "b"])
         table.append([{"a": 1, "b": 2}])
         resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))

@@ -1,0 +1,130 @@
+"""The files of a results directory: their names, their keys, and tables that grow by batches."""
+
+import csv
+import io
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+from agents.evaluation.figures_of_merit import KEY
+from agents.evaluation.grid import Cell
+from fl_core.files import write_atomically
+
+RESULTS, TIMINGS, CURVES, FAILURES, MANIFEST, LOCK = (
+    "results.csv",
+    "timings.csv",
+    "curves",
+    "failures.json",
+    "manifest.json",
+    ".lock",
+)
+# What a grid may get more of while its results are continued.
+AXES = ("rules", "attacks", "malicious_fractions", "heterogeneities", "seeds", "num_clients")
+CellKey = tuple[str, ...]
+
+
+class ResultsError(ValueError):
+    """A results directory that cannot be used, or that cannot take more."""
+
+
+class Table:
+    """A CSV file that grows by batches: a batch is there in full, or it is cut off when the file is opened again.
+
+    Args:
+        path: The file; made if it is not there.
+        columns: Its header.
+
+    Raises:
+        ResultsError: It has other columns.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self.path, self._columns = path, list(columns)
+        if not path.exists():
+            write_atomically(path, _line(self._columns))
+        self.rows = self._read()
+
+    def _read(self) -> list[dict[str, str]]:
+        """All whole rows; a damaged tail is cut off with a warning, or the next row would be written into it."""
+        header, rows, dropped = whole_rows(self.path)
+        if header != self._columns:
+            raise ResultsError(f"{self.path} has other columns than this version writes: {', '.join(header)}")
+        if dropped:
+            warnings.warn(f"{self.path}: {dropped} damaged row(s) dropped; their cells are run again", stacklevel=4)
+            self._replace(rows)
+        return rows
+
+    def append(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Puts rows on the disk; ``None`` becomes an empty field.
+
+        Raises:
+            ResultsError: They cannot be written, for one because the disk is full. The table is as it was before.
+        """
+        content = self._lines(rows)
+        with self.path.open("ab") as file:
+            before = file.tell()
+            try:
+                _write_through(file, content)
+            except OSError as error:
+                with suppress(OSError):
+                    os.ftruncate(file.fileno(), before)
+                raise ResultsError(f"{self.path} cannot be written: {error.strerror}") from error
+
+    def rewrite(self, rows: Sequence[dict[str, str]]) -> None:
+        """Replaces all rows, in full or not at all."""
+        if rows != self.rows:
+            self._replace(rows)
+            self.rows = list(rows)
+
+    def _replace(self, rows: Sequence[Mapping[str, str]]) -> None:
+        write_atomically(self.path, _line(self._columns) + self._lines(rows))
+
+    def _lines(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+        return table_lines(rows, self._columns)
+
+
+def whole_rows(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
+    """A table's header, its rows, and how many of them were damaged and left out: the last, say, of a full disk."""
+    whole, _, tail = path.read_bytes().rpartition(b"\n")
+    header, *lines = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
+    rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
+    return header, rows, len(lines) - len(rows) + bool(tail)
+
+
+def cell_key(cell: Cell) -> CellKey:
+    """What a cell is called in the tables' columns ``KEY`` but the first."""
+    fields = asdict(cell)
+    return tuple(str(fields[name]) for name in KEY[1:])
+
+
+def curves_name(cell: Cell) -> str:
+    """Name of the file of a cell's curves."""
+    return f"{cell.name}.npz"
+
+
+def key_of(row: Mapping[str, str]) -> CellKey:
+    """The same of a table's row."""
+    return tuple(row[name] for name in KEY[1:])
+
+
+def table_lines(rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> bytes:
+    """Rows as the lines of a table, without its header."""
+    return b"".join(_line([row[name] for name in columns]) for row in rows)
+
+
+def _line(fields: Sequence[Any]) -> bytes:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\n").writerow(fields)
+    return buffer.getvalue().encode()
+
+
+def _write_through(file: IO[bytes], content: bytes) -> None:
+    """Writes past every cache, in one piece: no half batch waits in a buffer to be written later."""
+    written = 0
+    while written < len(content):
+        written += os.write(file.fileno(), content[written:])
+    os.fsync(file.fileno())

@@ -1,0 +1,132 @@
+"""Results of another directory: what another grid needs of them, and nothing that was measured otherwise."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, run_grid
+
+RULES = ("fedavg", "median", "shapley")
+
+
+def open_directory(path: Path, grid: Grid, **options: Any) -> ResultsDirectory:
+    expected = {cell: [one.label for one in grid.contestants(cell.env_id)] for cell in grid.cells()}
+    return ResultsDirectory(path, grid.to_json(), expected, **options)
+
+
+@pytest.fixture(scope="module")
+def two_seeds(results: list[CellResult], make_grid: Callable[..., Grid]) -> list[CellResult]:
+    """The usual grid's results, and those of seed 1 beside them."""
+    return [*results, *run_grid(make_grid(rules=RULES, features=True, seeds=(1,)))]
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, make_grid: Callable[..., Grid], two_seeds: list[CellResult]) -> Path:
+    """A run of three seeds that was stopped in the middle of the second."""
+    with open_directory(tmp_path / "stopped", make_grid(rules=RULES, features=True, seeds=(0, 1, 2))) as directory:
+        for result in two_seeds[:-1]:
+            directory.add(result)
+    return tmp_path / "stopped"
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_the_whole_seeds_of_a_run_that_was_stopped_are_a_grid_of_their_own(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], results: list[CellResult]
+) -> None:
+    before, fewer = contents(stopped), make_grid(rules=RULES, features=True)
+    with open_directory(tmp_path / "whole", fewer) as directory:
+        for result in results:
+            directory.add(result)
+        directory.finish([])
+    with open_directory(tmp_path / "new", fewer, reuse=stopped) as directory:
+        assert not directory.missing()
+        directory.finish([])
+    assert contents(tmp_path / "new") == contents(tmp_path / "whole")
+    assert contents(stopped) == before
+
+
+def test_what_is_not_there_is_missing_and_rules_left_out_are_not_taken_over(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], two_seeds: list[CellResult]
+) -> None:
+    other = make_grid(rules=("median", "krum"), features=True, seeds=(0, 1))
+    with open_directory(tmp_path / "new", other, reuse=stopped) as directory:
+        known = directory.known()
+        assert directory.missing() == other.cells()
+        assert two_seeds[-1].cell not in known
+        assert all("median" in labels and "shapley" not in labels for labels in known.values())
+        assert len(known) == len(two_seeds) - 1
+
+
+def test_provenance_comes_along(tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]) -> None:
+    path = stopped / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": {"revision": "abc"}}))
+    grid = make_grid(rules=RULES, features=True)
+    open_directory(tmp_path / "new", grid, reuse=stopped).__exit__(None, None, None)
+    manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
+    assert manifest["provenance"] == {"revision": "abc"}
+    assert manifest["grid"] == json.loads(json.dumps(grid.to_json()))
+
+
+def test_where_there_are_results_already_nothing_is_taken_over(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    open_directory(tmp_path / "new", grid).__exit__(None, None, None)
+    with open_directory(tmp_path / "new", grid, reuse=stopped) as directory:
+        assert directory.missing() == grid.cells()
+
+
+def test_half_a_row_is_not_taken_over(tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]) -> None:
+    table = stopped / "results.csv"
+    table.write_bytes(table.read_bytes()[:-3])
+    with open_directory(tmp_path / "new", make_grid(rules=RULES, features=True, seeds=(0, 1)), reuse=stopped) as there:
+        assert len(there.missing()) == 2  # the one that had not been run, and the one of the damaged row
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rounds": 5}, "rounds was 4, is 5"),
+        ({"settings": {"learning_rate": 0.5}}, "settings was"),
+        ({"features": False}, "features was True, is False"),
+    ],
+)
+def test_what_was_measured_otherwise_is_refused_with_the_setting(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ResultsError, match=f"cannot be reused.*{message}"):
+        open_directory(tmp_path / "new", make_grid(**{"rules": RULES, "features": True, **changes}), reuse=stopped)
+    assert not (tmp_path / "new" / "results.csv").exists()
+
+
+def test_another_policy_of_the_same_name_is_refused(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]
+) -> None:
+    path = stopped / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["grid"]["policies"] = {"mine on OptiGrad/Digits-v0": "0123"}
+    path.write_text(json.dumps(manifest))
+    grid = make_grid(rules=RULES, features=True)
+    expected = {cell: [one.label for one in grid.contestants(cell.env_id)] for cell in grid.cells()}
+    identity = {**grid.to_json(), "policies": {"mine on OptiGrad/Digits-v0": "4567"}}
+    with pytest.raises(ResultsError, match=r"cannot be reused.*policies was"):
+        ResultsDirectory(tmp_path / "new", identity, expected, reuse=stopped)
+
+
+@pytest.mark.parametrize("damage", ["nothing there", "no table", "no manifest"])
+def test_a_directory_without_results_is_named(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], damage: str
+) -> None:
+    if damage == "no table":
+        (stopped / "timings.csv").unlink()
+    if damage == "no manifest":
+        (stopped / "manifest.json").write_text("{}")
+    source = tmp_path / "nowhere" if damage == "nothing there" else stopped
+    with pytest.raises(ResultsError, match=f"no results in .*{source.name} to reuse"):
+        open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=source)
