@@ -51,7 +51,7 @@ quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attack
 held-out: setup  ## Benchmark the shipped policy under every held-out attack (about an hour); writes results/held_out.
 	$(BIN)/python evaluate.py --preset held-out --out results/held_out
 
-pretrained: setup  ## Train the shipped policies anew (half an hour on one core; DATA has Fashion-MNIST's files).
+pretrained: setup  ## Train the shipped policies anew (three quarters of an hour, 9 GiB; DATA has Fashion-MNIST's files).
 	$(BIN)/python train_agent.py --num-clients 20 --n-envs 32 --scenarios broad --warm-start-length 10 --timesteps 61440 \
 	  --eval-every 8192 --eval-episodes 60 --checkpoint-every 4096 --run-dir runs/digits --overwrite
 	cp runs/digits/policy.safetensors runs/digits/policy.json runs/digits/card.md $(PRETRAINED)/digits
