@@ -27,11 +27,13 @@ EVALUATION_SPLIT = 20_000
 # Strengths are drawn log-uniformly, around the usual value of each attack.
 _STRENGTHS: dict[str, dict[str, tuple[float, float]]] = {
     "scaling": {"factor": (2.0, 20.0)},
-    "partial_scaling": {"factor": (2.0, 20.0), "share": (0.2, 0.8)},
+    "partial_scaling": {"factor": (2.0, 20.0)},
     "sign_flip": {"scale": (0.5, 10.0)},
     "gaussian_noise": {"factor": (0.5, 10.0)},
     "label_flip": {},
 }
+# What else an attack has that is drawn log-uniformly, and is no strength.
+_SHARES: dict[str, dict[str, tuple[float, float]]] = {"partial_scaling": {"share": (0.2, 0.8)}}
 
 
 _RANGES = ("malicious_fraction", "alpha", "onset", "root_size", "root_bias", "num_clients", "participation")
@@ -167,8 +169,9 @@ class ScenarioDistribution:
         options: dict[str, Any] = {"colluding": bool(generator.random() < self.collusion)}
         if self.random_strength:
             for name, (low, high) in _STRENGTHS[attack].items():
-                weakest = 1.0 if name == "share" else self.weakest
-                options[name] = _log_uniform(generator, weakest * low, high)
+                options[name] = _log_uniform(generator, self.weakest * low, high)
+            for name, bounds in _SHARES.get(attack, {}).items():
+                options[name] = _log_uniform(generator, *bounds)
         return options
 
 
