@@ -54,14 +54,13 @@ held-out: setup  ## Benchmark the shipped policy under every held-out attack (ab
 pretrained: setup  ## Train the shipped policies anew (three quarters of an hour, 9 GiB; DATA has Fashion-MNIST's files).
 	$(BIN)/python train_agent.py --num-clients 20 --n-envs 32 --scenarios broad --warm-start-length 10 --timesteps 61440 \
 	  --eval-every 8192 --eval-episodes 60 --checkpoint-every 4096 --run-dir runs/digits --overwrite
-	cp runs/digits/policy.safetensors runs/digits/policy.json runs/digits/card.md $(PRETRAINED)/digits
+	$(BIN)/python -m agents.publish runs/digits:update_clip=median_or_reference $(PRETRAINED)/digits
 	cp runs/digits/evaluations.npz results/pretrained/digits.npz
 	$(BIN)/python train_agent.py --env-id OptiGrad/FashionMNIST-v0 --start-from digits --warm-start gradient \
 	  --update-clip median_or_reference --clone-weight 0.3 --warm-start-length 2 --warm-start-memory 6 \
 	  --num-clients 20 --n-envs 16 --scenarios faint --timesteps 1024 --eval-every 1024 --eval-episodes 15 \
 	  --select-by accuracy --run-dir runs/fashion_mnist --overwrite $(if $(DATA),--data-dir $(DATA))
-	cp runs/fashion_mnist/policy.safetensors runs/fashion_mnist/policy.json runs/fashion_mnist/card.md \
-	  $(PRETRAINED)/fashion_mnist
+	$(BIN)/python -m agents.publish runs/fashion_mnist $(PRETRAINED)/fashion_mnist
 	cp runs/fashion_mnist/evaluations.npz results/pretrained/fashion_mnist.npz
 
 controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.

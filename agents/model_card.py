@@ -20,7 +20,7 @@ rule = TrustAggregator(load_policy("{directory}"))  # an aggregation rule
 
 In this order: {names}. {attention}
 
-Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`; it has seen no other weighting.
+Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`; {trained}.
 {safeguard}
 
 ## How it was trained
@@ -34,18 +34,19 @@ Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`
 It was selected on validation data under the attacks above. What it does under others is measured by `evaluate.py`, on
 test data that no choice has touched.
 """
+_TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={root_anchor}`"
 _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: of nine mixtures of its
 aggregate and the server's own update, that one is taken whose model has the least loss on the utility half of the root
 data, if it is less than the aggregate's own by more than {margin:g} standard errors."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
-_ELSEWHERE = ("metrics",)
+_ELSEWHERE = ("metrics", "trained_with")
 
 
 def model_card(card: Mapping[str, Any]) -> str:
     """Markdown from the contents of ``policy.json``."""
     provenance, sizes = card["provenance"], card["architecture"]
-    weighting = TrustWeighting(**card["weighting"])
+    weighting, trained = TrustWeighting(**card["weighting"]), provenance.get("trained_with")
     return _PAGE.format(
         trained_on=f" trained on {provenance['env_id']}" if "env_id" in provenance else "",
         features=len(card["features"]),
@@ -56,6 +57,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         directory="path/to/this/directory",
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
+        trained=_TRAINED.format(**trained) if trained else "it has seen no other weighting",
         safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
         else "It is deployed without the safeguard.",

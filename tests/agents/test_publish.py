@@ -1,0 +1,67 @@
+"""A policy in another directory, weighed in another way."""
+
+from pathlib import Path
+
+import pytest
+
+from agents import TrustNet, load_policy, save_policy
+from agents import publish as publishing
+from agents.deployed import MODEL_CARD, WEIGHTS, read_card, weighting_of
+from agents.publish import publish
+from fl_core.aggregation import TrustWeighting
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> str:
+    provenance = {"attacks_seen": ["sign_flip"], "command": "python train_agent.py"}
+    return str(save_policy(TrustNet(), tmp_path / "run", provenance, TrustWeighting(safeguard=True)))
+
+
+def test_without_options_it_is_the_same_policy(run: str, tmp_path: Path) -> None:
+    publish(run, tmp_path / "out")
+    for name in (WEIGHTS, MODEL_CARD, "policy.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (Path(run) / name).read_bytes()
+
+
+def test_another_weighting_is_deployed_and_the_card_says_both(run: str, tmp_path: Path) -> None:
+    publish(f"{run}:update_clip=reference,safeguard_margin=1", tmp_path / "out")
+    assert weighting_of(load_policy(tmp_path / "out")) == TrustWeighting("reference", 1.0, True, 1.0)
+    card = read_card(tmp_path / "out")
+    assert card["provenance"] == {
+        **read_card(run)["provenance"],
+        "trained_with": {"update_clip": "median", "root_anchor": 1.0},
+    }
+    page = (tmp_path / "out" / MODEL_CARD).read_text()
+    assert "update_clip='reference'` and `root_anchor=1.0`; it was trained with `update_clip='median'`" in page
+    assert "it has seen no other weighting" not in page
+
+
+def test_what_it_was_trained_with_survives_to_be_published_again(run: str, tmp_path: Path) -> None:
+    publish(f"{run}:root_anchor=2", tmp_path / "once")
+    publish(f"{tmp_path / 'once'}:update_clip=none", tmp_path / "twice")
+    assert read_card(tmp_path / "twice")["provenance"]["trained_with"] == {"update_clip": "median", "root_anchor": 1.0}
+    publish(f"{tmp_path / 'twice'}:update_clip=median,root_anchor=1", tmp_path / "back")
+    assert (tmp_path / "back" / "policy.json").read_bytes() == (Path(run) / "policy.json").read_bytes()
+
+
+def test_the_safeguard_comes_after_training_and_needs_no_word(run: str, tmp_path: Path) -> None:
+    publish(f"{run}:safeguard=false", tmp_path / "out")
+    assert not weighting_of(load_policy(tmp_path / "out")).safeguard
+    assert "trained_with" not in read_card(tmp_path / "out")["provenance"]
+
+
+@pytest.mark.parametrize(
+    ("policy", "message"),
+    [
+        ("{run}:update_clip=mean", "publish: unknown update_clip 'mean'; there are: none, median"),
+        ("{run}:clip=none", "publish: unknown option of a policy 'clip'; there are: update_clip"),
+        ("nowhere", "publish: there is no directory 'nowhere'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_nothing_is_written(
+    policy: str, message: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["publish", policy.format(run=run), str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=message):
+        publishing.cli()
+    assert not (tmp_path / "out").exists()
