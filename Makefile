@@ -48,8 +48,8 @@ quickstart: setup  ## Train a trust policy, freeze it, benchmark it under attack
 	$(BIN)/python evaluate.py --policies $(RUN) --attacks $(FEW) --seeds 3 --out $(OUT) --overwrite
 	@echo "curves: $(BIN)/tensorboard --logdir $(RUN)/tensorboard"
 
-held-out: setup  ## Benchmark the shipped policy under every held-out attack (about an hour); writes results/held_out.
-	$(BIN)/python evaluate.py --preset held-out --out results/held_out
+held-out: setup  ## Benchmark the shipped policy under every held-out attack (about an hour); writes runs/held_out.
+	$(BIN)/python evaluate.py --preset held-out --out runs/held_out
 
 pretrained: setup  ## Train the shipped policies anew (three quarters of an hour, 9 GiB; DATA has Fashion-MNIST's files).
 	$(BIN)/python train_agent.py --num-clients 20 --n-envs 32 --scenarios broad --warm-start-length 10 --timesteps 61440 \

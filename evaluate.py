@@ -30,10 +30,9 @@ class Arguments:
     """Runs every rule and policy on the same federations and writes results.csv and report.html.
 
     Every rule sees the same partition, attackers, initial model and client batches for a seed. Accuracy is the mean
-    over the last three rounds on test data that no choice has touched. A run that was stopped is continued by the same
-    command; with more rules, policies, attacks or seeds it runs what is not there yet. What is left unsaid comes from
-    --config, then --preset, then the defaults: the held-out attacks on digits, 0 and 30 % malicious, alpha 0.5 and 0.1,
-    five seeds.
+    over the last three rounds on test data. A run that was stopped is continued by the same command; with more rules,
+    policies, attacks or seeds it runs what is not there yet. What is left unsaid comes from --config, then --preset,
+    then the defaults: the held-out attacks on digits, 0 and 30 % malicious, alpha 0.5 and 0.1, five seeds.
     """
 
     preset: str | None = None

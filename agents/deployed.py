@@ -177,8 +177,7 @@ class TrustAggregator(TrustRule):
 
     Attributes:
         policy: Fingerprint (N, 6) to trust (N,), without a memory: copies of the rule share it.
-        weighting: How trust becomes an update; by default what the policy's card says, which is what it was trained
-            with, and the safeguard.
+        weighting: How trust becomes an update; by default what the policy's card says.
     """
 
     policy: nn.Module

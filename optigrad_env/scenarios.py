@@ -1,7 +1,7 @@
 """Which attacks an agent may learn from, which are held out, and the distribution of training scenarios.
 
 The border is fixed here, in advance: the train attacks are the five of arXiv 2507.23638, each in an independent and a
-colluding form; every other attack is held out. Nothing may be chosen after a look at held-out results.
+colluding form; every other attack is held out: no policy, parameter or threshold is chosen by it.
 
 ``on_off`` and ``late_onset`` are held out for their timetables, although what they do by default is a train attack,
 ``sign_flip``: no training scenario stops once it has begun, or begins as late.
