@@ -31,13 +31,14 @@ Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`
 
 {metrics}
 
-Measured in training, without the safeguard, on validation data under the attacks above: `mean_reward` in nats a round over
-the honest clients' mean. What it does as deployed and under other attacks is measured by `evaluate.py`, on test data.
+Measured in training, without the safeguard, on validation data under the attacks above: `mean_reward` in nats a round
+over the honest clients' mean. What it does as deployed and under other attacks is measured by `evaluate.py`, on test
+data.
 """
 _TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={root_anchor}`"
-_SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: nine candidate updates (its own
-aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own update;
-that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it beats the
+_SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: nine candidate updates (its
+own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
+update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it beats the
 first by more than {margin:g} standard errors."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
