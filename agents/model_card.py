@@ -38,8 +38,8 @@ data.
 _TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={root_anchor}`"
 _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: nine candidate updates (its
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
-update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it beats the
-first by more than {margin:g} standard errors."""
+update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
+beats the first by more than {margin:g} standard errors."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
