@@ -1,6 +1,7 @@
 """Files that are there in full or not at all."""
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -24,6 +25,21 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def lock(path: Path) -> IO[bytes]:
+    """Locks a file, made if it is not there, until it is closed or the process ends.
+
+    Raises:
+        BlockingIOError: Another process has it.
+    """
+    file = path.open("wb")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -2,7 +2,9 @@
 
 import inspect
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -53,14 +55,12 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             signature.bind(**kwargs)
         except TypeError as error:
             raise ValueError(f"{self._kind} {name!r} takes {signature}, got {kwargs}: {error}") from error
+        hints = _hints(factory)
         for option, value in kwargs.items():
-            parameter = signature.parameters.get(option)
-            if isinstance(value, str) and parameter is not None and isinstance(parameter.default, int | float):
-                wanted = "true or false" if isinstance(parameter.default, bool) else "a number"
-                raise ValueError(
-                    f"{self._kind} {name!r}: {option} must be {wanted}, got {value!r} (YAML takes 1e-1 for text, and "
-                    "1.0e-1 for a number)"
-                )
+            wanted = _unfit(value, hints.get(option))
+            if wanted is not None:
+                hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
+                raise ValueError(f"{self._kind} {name!r}: {option} must be {wanted}, got {value!r}{hint}")
         return factory(**kwargs)
 
     def __getitem__(self, name: str) -> Callable[..., T]:
@@ -75,3 +75,30 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._factories)
+
+
+def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Types of a factory's parameters by name, as far as they can be known."""
+    plain = isinstance(factory, type) and "__init__" in vars(factory) and not hasattr(factory, "__dataclass_fields__")
+    try:
+        return get_type_hints(factory.__init__ if plain else factory)
+    except (NameError, TypeError):  # a name that is there for type checkers alone; or no class or function
+        return {}
+
+
+def _unfit(value: Any, hint: Any) -> str | None:
+    """What a value should have been, if its type is a switch, a number or one of these or ``None``, and it is not."""
+    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    if not kinds & {bool, int, float} or not kinds <= {bool, int, float, NoneType}:
+        return None
+    if value is None and NoneType in kinds:
+        return None
+    if isinstance(value, bool):
+        fits, wanted = bool in kinds, "a number" if float in kinds else "a whole number"
+    elif kinds <= {bool, NoneType}:
+        fits, wanted = False, "true or false"
+    elif float in kinds:
+        fits, wanted = isinstance(value, Real), "a number"
+    else:
+        fits, wanted = isinstance(value, Integral), "a whole number"
+    return None if fits else wanted + " or None" * (NoneType in kinds)

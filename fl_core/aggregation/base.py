@@ -117,9 +117,11 @@ class Rule(ABC):
 
     Attributes:
         needs_root: The rule reads the reference update or the fingerprint.
+        by_client: The rule remembers clients, so its rows must stay theirs from round to round.
     """
 
     needs_root: ClassVar[bool] = False
+    by_client: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -165,7 +167,13 @@ class Mixed:
 
 
 class PreAggregation(ABC):
-    """A function of the server view whose result a rule aggregates. It never edits the updates."""
+    """A function of the server view whose result a rule aggregates. It never edits the updates.
+
+    Attributes:
+        keeps_clients: Row i of what it makes still stands for client i; not so for buckets.
+    """
+
+    keeps_clients: ClassVar[bool] = True
 
     @abstractmethod
     def mix(self, view: ServerView) -> Mixed:
@@ -190,7 +198,14 @@ class Composed(Rule):
     def __post_init__(self) -> None:
         if not isinstance(self.step, PreAggregation) or not isinstance(self.rule, Rule):
             raise ValueError(f"Composed takes a pre-aggregation and a rule, got {self.step!r} and {self.rule!r}")
-        object.__setattr__(self, "needs_root", self.rule.needs_root)  # known only now, not by class
+        if self.rule.by_client and not self.step.keeps_clients:
+            raise ValueError(
+                f"{self.rule.label} remembers clients, and {type(self.step).__name__} mixes them anew in every round: "
+                "put a pre-aggregation before it whose rows stay clients, such as nnm, clipping or arc"
+            )
+        # Known only now, not by class.
+        object.__setattr__(self, "needs_root", self.rule.needs_root)
+        object.__setattr__(self, "by_client", self.rule.by_client)
 
     @property
     def label(self) -> str:
@@ -252,6 +267,12 @@ def fall_back(view: ServerView) -> Aggregate:
 def round_generator(seed: int, view: ServerView) -> torch.Generator:
     """The random stream of a rule in one round: a function of the rule's seed and the round number."""
     return Streams(seed).torch(Purpose.RULE, view.round)
+
+
+def plain_mean(updates: Tensor) -> Tensor:
+    """Mean over the rows, (A, P) to (P,); finite wherever the updates are, which a sum of them need not be."""
+    mean = updates.mean(dim=0)
+    return mean if bool(mean.isfinite().all()) else (updates / len(updates)).sum(dim=0)
 
 
 def weighted_mean(updates: Tensor, weights: Tensor) -> Tensor:

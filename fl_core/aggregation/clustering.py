@@ -114,7 +114,8 @@ class RFLBAT(Rule):
         for label in range(k):
             members = labels == label
             size = int(members.sum())
-            others = (alike[members][:, members].sum(dim=1) - 1) / max(size - 1, 1)
+            among = alike[members][:, members]  # of itself a client does not count, and a zero update is like nothing
+            others = (among.sum(dim=1) - among.diagonal()) / max(size - 1, 1)
             likeness.append(float(median(others)) if size > 1 else float("inf"))
         if min(likeness) == float("inf"):
             return torch.ones(len(points), dtype=torch.bool)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
 from fl_core.aggregation.byzantine import assumed_byzantine
-from fl_core.aggregation.sorting import sorted_chunks, trimmed_mean
+from fl_core.aggregation.sorting import sorted_chunks, trimmed_mean, without_overflow
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import median
 
@@ -108,6 +108,10 @@ class SignMajority(Rule):
 
 def mean_around_median(updates: Tensor, keep: int) -> Tensor:
     """Mean of the ``keep`` values of each coordinate that are nearest to its median: (n, P) to (P,)."""
+    return without_overflow(_mean_around_median, updates, keep)
+
+
+def _mean_around_median(updates: Tensor, keep: int) -> Tensor:
     n = len(updates)
     if keep == n:
         return updates.mean(dim=0)

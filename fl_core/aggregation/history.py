@@ -1,6 +1,7 @@
 """Rules that remember what each client has sent before."""
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ class FoolsGold(Rule):
         confidence: κ.
     """
 
+    by_client: ClassVar[bool] = True
     confidence: float = 1.0
     _sums: _Sums = field(default_factory=_Sums, init=False, repr=False, compare=False)
 
@@ -130,6 +132,7 @@ class FLDetector(Rule):
         seed: Of these, drawn anew in each round.
     """
 
+    by_client: ClassVar[bool] = True
     window: int = 10
     draws: int = 20
     seed: int = 0

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule
+from fl_core.aggregation.base import Aggregate, Rule, plain_mean, register_rule
 from fl_core.aggregation.view import ServerView
 
 
@@ -21,4 +21,4 @@ class FedAvg(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         updates = view.accepted
-        return Aggregate(updates.mean(dim=0), updates.new_full((len(updates),), 1 / len(updates)))
+        return Aggregate(plain_mean(updates), updates.new_full((len(updates),), 1 / len(updates)))

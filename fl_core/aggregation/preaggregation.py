@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Bucketing(PreAggregation):
         seed: Of the order, which differs from round to round.
     """
 
+    keeps_clients: ClassVar[bool] = False
     bucket: int = 2
     seed: int = 0
 

@@ -15,7 +15,12 @@ class ReferenceRule(Rule):
 
     @abstractmethod
     def told(self, malicious: Tensor) -> Rule:
-        """The rule for a round whose malicious clients are known, (N,) bool."""
+        """The rule for a federation whose malicious clients are known.
+
+        Args:
+            malicious: (N,) bool by client number, as ``Federation.malicious`` is; not by row of a view, as
+                ``Round.malicious`` is where only some take part.
+        """
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """Always raises: the view does not say who is malicious."""
@@ -23,12 +28,23 @@ class ReferenceRule(Rule):
         raise ValueError(f"{name} needs the truth, which no server view holds: call {name}().told(malicious)(view)")
 
 
+def _honest_rows(honest: Tensor, view: ServerView) -> Tensor:
+    """Of the accepted rows (A,) which are honest, as numbers like the updates'."""
+    clients = view.accepted_clients
+    if len(clients) and int(clients.max()) >= len(honest):
+        raise ValueError(
+            f"the view has client {int(clients.max())}, and told() was given {len(honest)} clients: give it "
+            "Federation.malicious, which has all of them"
+        )
+    return honest[clients].to(view.updates)
+
+
 @dataclass(frozen=True)
 class _HonestMean(Rule):
     honest: Tensor
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        honest = self.honest[view.accepted_clients].to(view.updates)
+        honest = _honest_rows(self.honest, view)
         if not honest.any():
             return fall_back(view)
         weights = honest / honest.sum()
@@ -41,7 +57,7 @@ class _AnchoredHonestMean(Rule):
     weighting: TrustWeighting
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        return self.weighting(view, self.honest[view.accepted_clients].to(view.updates))
+        return self.weighting(view, _honest_rows(self.honest, view))
 
 
 @register_rule("oracle")

@@ -5,7 +5,7 @@ orders two *clients* at every coordinate, two vector instructions on contiguous 
 deliver the middle values drops the comparators that these do not depend on.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from functools import cache
 
@@ -66,6 +66,19 @@ def _middle_network(n: int, trim: int) -> tuple[tuple[int, int, bool, bool], ...
 
 def trimmed_mean(updates: Tensor, trim: int) -> Tensor:
     """Mean over clients of each coordinate, without the ``trim`` largest and smallest: (n, P) to (P,)."""
+    return without_overflow(_trimmed_mean, updates, trim)
+
+
+def without_overflow(mean: Callable[[Tensor, int], Tensor], updates: Tensor, count: int) -> Tensor:
+    """A mean of some of the values of each coordinate; of finite ones it is finite, which their sum need not be."""
+    result = mean(updates, count)
+    if bool(result.isfinite().all()):
+        return result
+    n = len(updates)
+    return n * mean(updates / n, count)
+
+
+def _trimmed_mean(updates: Tensor, trim: int) -> Tensor:
     n = len(updates)
     if trim == 0:
         return updates.mean(dim=0)

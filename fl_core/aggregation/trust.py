@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from math import inf
 from typing import ClassVar
 
 import torch
@@ -13,6 +12,8 @@ from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
 from fl_core.registry import check_known
 
+# Of the root's trust and of the margin: far beyond what makes a difference, and within what float32 holds.
+_LARGEST = 1e6
 CLIPS = ("none", "median", "reference", "median_or_reference")
 # Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
 _KEPT = (1.0, 0.75, 0.5, 0.25)
@@ -51,8 +52,8 @@ class TrustWeighting:
         check_known("update_clip", [self.update_clip], CLIPS)
         for name in ("root_anchor", "safeguard_margin"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
-                raise ValueError(f"{name} must be a number of 0 or more and finite, got {value!r}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
+                raise ValueError(f"{name} must be a number from 0 to {_LARGEST:g}, got {value!r}")
             object.__setattr__(self, name, float(value))
         if not isinstance(self.safeguard, bool):
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
@@ -92,9 +93,15 @@ class TrustWeighting:
 
 
 class TrustRule(Rule):
-    """A rule that is a trust value for each client, in [0, 1], weighed by a ``TrustWeighting``."""
+    """A rule that is a trust value for each client, in [0, 1], weighed by a ``TrustWeighting``.
+
+    Attributes:
+        reads_fingerprint: Whether the trust is made from the view's fingerprint.
+        weighting: How trust becomes an update.
+    """
 
     needs_root: ClassVar[bool] = True
+    reads_fingerprint: ClassVar[bool] = True
     weighting: TrustWeighting
 
     @abstractmethod
@@ -198,6 +205,7 @@ class RootCosineTrust(TrustRule):
         weighting: How trust becomes an update.
     """
 
+    reads_fingerprint: ClassVar[bool] = False
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
 
     def trust(self, view: ServerView) -> Tensor:

@@ -134,6 +134,7 @@ def receive(messages: Tensor | Sequence[Tensor], num_parameters: int, device: to
     if not len(messages):
         raise ValueError("no client has sent a message: there is nothing to aggregate, so leave this round out")
     if isinstance(messages, Tensor) and _fits(messages, (len(messages), num_parameters), torch.float32):
+        messages = messages.detach()
         return messages if device is None else messages.to(device)
     if device is None:
         device = next((message.device for message in messages if _readable(message)), None)

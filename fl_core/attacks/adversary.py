@@ -13,7 +13,10 @@ from fl_core.aggregation.view import ServerView
 
 
 class Knowledge(StrEnum):
-    """Threat model of an attack: what it needs to know. Each includes the ones before it."""
+    """Threat model of an attack: what it needs to know.
+
+    ``RULE`` and ``FINGERPRINT`` each include the honest updates, neither the other; ``POLICY`` includes all.
+    """
 
     NOTHING = "nothing"
     HONEST_UPDATES = "honest updates"

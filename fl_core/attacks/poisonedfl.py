@@ -113,7 +113,8 @@ class PoisonedFL(Attack):
         moved = int(memory.drift.count_nonzero())
         aligned = int((memory.drift * signs > 0).sum())
         memory.drift, memory.rounds = None, 0
-        effective = binomial_tail(aligned, moved) <= self.significance
+        # A model that has not moved at all has not moved the adversary's way.
+        effective = moved > 0 and binomial_tail(aligned, moved) <= self.significance
         return factor if effective or self.decay * factor < self.smallest else self.decay * factor
 
 

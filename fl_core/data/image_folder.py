@@ -7,6 +7,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -25,6 +26,9 @@ from fl_core.files import write_atomically
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _LAYOUT = "train/CLASS/*.png and, if there is a test side of its own, test/CLASS/*.png"
 _TEST_SHARE = 0.25
+# Raised when files come out of the decoder as other images than before, so that those that were kept are not taken.
+_DECODER = 2
+_TWELVE_BITS = 2**12
 _DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
 _GREY = {"1", "L", "LA", "La", *_DEEP_GREY}
 
@@ -183,7 +187,7 @@ def _decoded(name: str, folder: Path, files: Sequence[_File], image_size: int | 
 
 def _fingerprint(folder: Path, files: Sequence[_File], image_size: int | None) -> str:
     """Changes when a file is added, removed, replaced or touched."""
-    digest = hashlib.sha256(f"{folder} {image_size}".encode())
+    digest = hashlib.sha256(f"{_DECODER} {folder} {image_size}".encode())
     for file in files:
         status = file.path.stat()
         digest.update(f"{file.path} {status.st_size} {status.st_mtime_ns}\n".encode())
@@ -191,8 +195,9 @@ def _fingerprint(folder: Path, files: Sequence[_File], image_size: int | None) -
 
 
 def _decode(name: str, files: Sequence[_File], image_size: int | None) -> NDArray[np.uint8]:
+    divisor = _deep_divisor(files)
     arrays = [
-        _decode_file(name, file.path, image_size)
+        _decode_file(name, file.path, image_size, divisor)
         for file in tqdm(files, desc=f"decoding {name}", unit="image", disable=None)
     ]
     colour = any(array.ndim == 3 for array in arrays)
@@ -209,12 +214,12 @@ def _decode(name: str, files: Sequence[_File], image_size: int | None) -> NDArra
     return np.ascontiguousarray(np.stack(channels).transpose(0, 3, 1, 2))
 
 
-def _decode_file(name: str, path: Path, image_size: int | None) -> NDArray[np.uint8]:
+def _decode_file(name: str, path: Path, image_size: int | None, divisor: int) -> NDArray[np.uint8]:
     """(H, W) uint8 for a grey image, (H, W, 3) for a colour one."""
     try:
         with Image.open(path) as file:
             file.load()
-            image = _eight_bit(file)
+            image = _eight_bit(file, divisor)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(
             f"data set {name!r}: {path} cannot be decoded ({error}); replace or remove the file"
@@ -224,10 +229,24 @@ def _decode_file(name: str, path: Path, image_size: int | None) -> NDArray[np.ui
     return np.asarray(image, dtype=np.uint8)
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
+def _deep_divisor(files: Sequence[_File]) -> int:
+    """What grey values of more than 8 bits are divided by, one number for the whole set: images stay comparable.
+
+    Scans of 12 bits come in files of 16, of which they use a sixteenth.
+    """
+    largest = 0
+    for file in files:
+        # What cannot be read here is an error with the file's name where it is decoded.
+        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(file.path) as image:
+            if image.mode in _DEEP_GREY:
+                largest = max(largest, int(np.asarray(image).max()))
+    return 16 if largest < _TWELVE_BITS else 257
+
+
+def _eight_bit(image: Image.Image, divisor: int) -> Image.Image:
     if image.mode in _DEEP_GREY:
-        # Scans of 12 or 16 bits; Pillow's own conversion would cut everything above 255 to white.
-        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // 257).astype(np.uint8))
+        # Pillow's own conversion would cut everything above 255 to white.
+        return Image.fromarray((np.asarray(image, dtype=np.int64).clip(0, 65535) // divisor).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no fixed range; save them as 8 or 16 bits")
     if image.mode == "P":

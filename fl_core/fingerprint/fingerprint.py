@@ -17,6 +17,8 @@ FEATURES = ("reconstruction_error", "root_cosine", "peer_cosine", "norm", "sign_
 
 # Log-ratios are cut at ±3: a factor of 20 up or down says all there is to say.
 LOG_RATIO = 3.0
+# Shapley values in nats that are rounding: where nobody's update changes the loss, nobody is worth more than another.
+NO_GAIN = 1e-12
 OBSERVATION_LOW = (-LOG_RATIO, -1.0, -1.0, -LOG_RATIO, -1.0, -1.0)
 OBSERVATION_HIGH = (LOG_RATIO, 1.0, 1.0, LOG_RATIO, 1.0, 1.0)
 # What a client whose update was rejected looks like: the worst value in every feature.
@@ -213,7 +215,7 @@ class Fingerprinter:
                 peer.clamp(-1, 1),
                 _log_ratio(norm, geometry.median(norm)),
                 2 * sign - 1,
-                shapley / shapley.abs().max().clamp_min(torch.finfo(torch.float64).tiny),
+                shapley / shapley.abs().max().clamp_min(NO_GAIN),
             ],
             dim=1,
         )

@@ -109,12 +109,13 @@ def probes(shared: Tensor, updates: Tensor, clip: Tensor) -> Tensor:
     """The models that ``SurrogateShapley`` evaluates: (P,), (N, P), and (N,) float64 to (N + 2, P) float32."""
     _declare()
     clients, size = updates.shape
-    assert shared.shape == (size,)
-    assert clip.shape == (clients,)
+    _check("shared", shared, (size,), torch.float32)
+    _check("updates", updates, (clients, size), torch.float32)
+    _check("clip", clip, (clients,), torch.float64)
     models = torch.empty(clients + 2, size)
     library.call(
         "optigrad_probes",
-        *(shared.data_ptr(), updates.data_ptr(), clip.contiguous().data_ptr(), clients, size, models.data_ptr()),
+        *(shared.data_ptr(), updates.data_ptr(), clip.data_ptr(), clients, size, models.data_ptr()),
     )
     return models
 
@@ -130,14 +131,24 @@ def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Seque
     """
     _declare()
     models, samples, classes = logits.shape
-    assert labels.shape == (samples,)
+    _check("logits", logits, (models, samples, classes), torch.float32)
+    _check("labels", labels, (samples,), torch.int64)
     shapley = torch.empty(models - 2, dtype=torch.float64)
     library.call(
         "optigrad_surrogate",
-        *(logits.data_ptr(), labels.contiguous().data_ptr(), models - 2, samples, classes, cap),
+        *(logits.data_ptr(), labels.data_ptr(), models - 2, samples, classes, cap),
         *((ctypes.c_double * 6)(*weights), shapley.data_ptr()),
     )
     return shapley
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """What is read by its address has to be what the library takes it for."""
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{name} must be contiguous {dtype} of shape {shape} on the CPU, got {tensor.dtype} of shape "
+            f"{tuple(tensor.shape)} and strides {tensor.stride()} on {tensor.device}"
+        )
 
 
 @cache

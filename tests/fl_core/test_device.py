@@ -11,6 +11,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from agents.evaluation import Grid
+from agents.evaluation.cells import run_cell
 from agents.evaluation.detection import Detection
 from fl_core import Federation, Scenario, config, configure, federation
 from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rule, rule_names
@@ -297,3 +299,23 @@ def test_a_gpu_that_is_not_there_is_an_error_that_says_what_to_do(monkeypatch):
     with pytest.raises(ValueError, match="device='cuda:2': there are 2 GPUs, numbered from 0; use cuda:0 to cuda:1"):
         configure(device="cuda:2")
     assert check_device("cuda") == torch.device("cuda:0")
+
+
+def test_a_cell_of_the_benchmark_has_the_same_figures_on_either_device(gpu):
+    def figures(device: str) -> list[float]:
+        settings = {"device": device, "engine": "stacked"}
+        grid = Grid(
+            rules=("fedavg", "shapley"),
+            attacks=("ipm",),
+            malicious_fractions=(0.34,),
+            rounds=3,
+            num_clients=(4,),
+            heterogeneities=("0.5",),
+            seeds=(0,),
+            settings=settings,
+        )
+        result = run_cell(grid, grid.cells()[0])
+        assert not result.failures, result.failures[0].traceback
+        return [row["test_accuracy"] for row in result.rows]
+
+    assert figures("cuda") == pytest.approx(figures("cpu"), abs=0.01)

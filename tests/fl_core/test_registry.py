@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from fl_core.aggregation import make_rule, rule_names
@@ -70,3 +71,25 @@ def test_text_in_the_place_of_a_number_or_a_switch_is_an_error_in_words(make, na
     wanted = "true or false" if value == "yes" else "a number"
     with pytest.raises(ValueError, match=f"'{name}': {field} must be {wanted}, got '{value}'"):
         make(name, **option)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "options", "message"),
+    [
+        (make_rule, "krum", {"num_byzantine": "3"}, "num_byzantine must be a whole number or None, got '3'"),
+        (make_rule, "trimmed_mean", {"num_byzantine": 1.5}, "num_byzantine must be a whole number or None, got 1.5"),
+        (make_rule, "dnc", {"iterations": 1.5}, "iterations must be a whole number, got 1.5"),
+        (make_rule, "norm_bounding", {"bound": "1e-2"}, "bound must be a number.*got '1e-2' \\(YAML takes"),
+        (make_attack, "sign_flip", {"colluding": 1}, "colluding must be true or false, got 1"),
+        (make_attack, "sign_flip", {"scale": True}, "scale must be a number, got True"),
+        (make_attack, "feature_box", {"evaluations": 2.5}, "evaluations must be a whole number, got 2.5"),
+    ],
+)
+def test_an_option_of_another_type_is_refused_where_it_is_given(make, name, options, message):
+    with pytest.raises(ValueError, match=f"'{name}': {message}"):
+        make(name, **options)
+
+
+def test_numbers_of_numpy_and_whole_numbers_for_numbers_are_taken():
+    assert make_rule("krum", num_byzantine=np.int64(2)).num_byzantine == 2
+    assert make_attack("sign_flip", scale=2).scale == 2

@@ -9,7 +9,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.decomposition import PCA
 
-from fl_core.aggregation import ServerView, make_rule
+from fl_core.aggregation import ServerView, clustering, make_rule
 from fl_core.aggregation.clustering import principal_plane
 from fl_core.aggregation.gram import squared_distances
 
@@ -110,3 +110,14 @@ def test_rflbat_is_the_mean_when_there_is_one_cluster_and_nobody_far_out():
 def test_impossible_settings_are_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         make_rule(name, **options)
+
+
+def test_to_rflbat_a_zero_update_is_as_unlike_others_as_an_orthogonal_one(monkeypatch):
+    honest = torch.tensor([[3.0, 1.0], [-3.0, 1.0], [1.0, -3.0], [-1.0, -3.0], [0.5, 3.0]])  # mean cosine below 0
+    updates = torch.cat([honest, torch.zeros(3, 2)])
+    labels = torch.tensor([0] * 5 + [1] * 3)
+    monkeypatch.setattr(clustering, "gap_clusters", lambda *_: 2)
+    monkeypatch.setattr(clustering, "k_means", lambda points, k: (labels[None], None))
+    rule = make_rule("rflbat")
+    chosen = rule._most_diverse(ServerView(updates), torch.zeros(8, 2), torch.arange(8))
+    assert chosen.tolist() == [True] * 5 + [False] * 3

@@ -161,3 +161,12 @@ def test_nnm_brings_the_honest_updates_together_and_keeps_a_far_attacker_out():
     mixed = NearestNeighbourMixing(3).mix(ServerView(updates)).updates[3:]
     spread = float((honest - honest.mean(dim=0)).norm(dim=1).min())
     assert float((mixed - honest.mean(dim=0)).norm(dim=1).max()) < 1e-3 * spread
+
+
+@pytest.mark.parametrize("rule", ["foolsgold", "fldetector"])
+def test_a_rule_that_remembers_clients_stands_behind_steps_that_keep_them_apart(rule):
+    for step in ("nnm", "clipping", "arc"):
+        assert make_rule(f"{step}+{rule}").by_client
+    for name in (f"bucketing+{rule}", f"bucketing+nnm+{rule}"):
+        with pytest.raises(ValueError, match="remembers clients, and Bucketing mixes them anew"):
+            make_rule(name)

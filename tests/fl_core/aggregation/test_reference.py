@@ -58,3 +58,11 @@ def test_when_no_honest_client_is_left_an_oracle_falls_back_to_the_reference(nam
     torch.testing.assert_close(result.update, seen.reference)
     assert result.weights.tolist() == [0] * 5
     assert result.root_weight == 1
+
+
+def test_an_oracle_that_was_told_of_a_rounds_rows_only_says_what_it_needs():
+    view = ServerView(torch.ones(2, 3), clients=torch.tensor([1, 6]))
+    with pytest.raises(
+        ValueError, match=r"has client 6, and told\(\) was given 2 clients: give it Federation.malicious"
+    ):
+        make_rule("oracle").told(torch.tensor([False, True]))(view)

@@ -164,3 +164,13 @@ def test_krum_falls_back_to_the_reference_when_fewer_than_three_clients_sent_som
     result = aggregate("krum", updates, reference)
     assert np.array_equal(result.update.numpy(), reference)
     assert (result.weights.tolist(), result.root_weight) == ([0, 0, 0, 0, 0], 1)
+
+
+@pytest.mark.parametrize("name", ["fedavg", "trimmed_mean", "mean_around_median"])
+def test_a_mean_of_finite_updates_is_finite(name):
+    largest = torch.finfo(torch.float32).max
+    updates = torch.full((10, 40), 0.9 * largest)
+    updates[:2] = 0.1
+    result = make_rule(name, **({} if name == "fedavg" else {"num_byzantine": 1}))(ServerView(updates)).update
+    assert bool(result.isfinite().all())
+    assert float(result.min()) > 0.5 * largest

@@ -259,3 +259,9 @@ def test_the_safeguard_leaves_rejected_clients_out(seen, digits_view):
 def test_a_safeguard_that_is_neither_on_nor_off_is_refused():
     with pytest.raises(ValueError, match="safeguard must be true or false, got 'yes'"):
         TrustWeighting(safeguard="yes")
+
+
+@pytest.mark.parametrize("value", [1e39, 1e7, float("inf"), -1.0])
+def test_an_anchor_that_float32_does_not_hold_is_refused(value):
+    with pytest.raises(ValueError, match=r"root_anchor must be a number from 0 to 1e\+06, got"):
+        TrustWeighting(root_anchor=value)

@@ -116,3 +116,9 @@ def test_a_view_holds_nothing_of_the_truth(federation):
         "clients",
     }
     assert view.clients is None
+
+
+def test_messages_bring_no_gradient_along_in_whatever_form_they_come():
+    messages = torch.ones(3, 5, requires_grad=True)
+    for form in (messages, list(messages), [2 * row for row in messages]):
+        assert not receive(form, 5).requires_grad

@@ -8,7 +8,7 @@ from torch import Tensor
 from fl_core import Scenario
 from fl_core.aggregation import ServerView, make_rule
 from fl_core.attacks import AdversaryView, LocalData, make_attack
-from fl_core.attacks.backdoor import bars, patched
+from fl_core.attacks.backdoor import bars, patched, share_of
 
 BACKDOORS = ["dba", "edge_case", "model_replacement", "neurotoxin"]
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (3, 64, 64), (1, 64, 48)]
@@ -217,3 +217,10 @@ def test_where_no_sample_can_carry_the_trigger_success_is_unknown(federation):
     built = federation(Scenario("edge_case", 0.3), entropy=100)
     built.attack = make_attack("edge_case", source=11)
     assert isnan(built.attack_success("test"))
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "expected"), [(0.28, 25, 7), (0.07, 100, 7), (0.14, 50, 7), (0.5, 16, 8), (0.01, 16, 1)]
+)
+def test_a_share_is_rounded_up_and_not_by_binary(share, count, expected):
+    assert share_of(share, count) == expected

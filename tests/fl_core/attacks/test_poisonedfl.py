@@ -147,3 +147,11 @@ def test_in_a_federation_of_averages_it_drags_the_model_along_its_signs(federati
         built.apply(built.local_round().view.updates.mean(dim=0))
     signs = built.attack._memory.signs
     assert float((((built.shared - start) * signs) > 0).double().mean()) > 0.8
+
+
+def test_a_model_that_does_not_move_is_no_success():
+    still = [torch.zeros(50)] * 5
+    attack, generator = make_attack("poisonedfl", window=2), torch.Generator().manual_seed(0)
+    for i, change in enumerate(still):
+        attack(torch.ones(4, 50), MALICIOUS, AdversaryView(generator, i, last_change=change))
+    assert attack._memory.factor < attack.factor

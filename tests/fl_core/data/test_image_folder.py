@@ -316,3 +316,12 @@ def test_the_medical_folders_are_grouped_by_the_number_before_the_underscore(tmp
     assert dataset.groups.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7]
     with pytest.raises(ValueError, match=f"{name}.*no folder"):
         load_dataset(name, tmp_path / "elsewhere")
+
+
+def test_scans_of_twelve_bits_keep_what_eight_can_hold_and_stay_comparable(tmp_path):
+    fill(tmp_path, a=4, b=4)
+    bright, dark = np.full((6, 5), 4095, np.uint16), np.full((6, 5), 1000, np.uint16)
+    for name, scan in (("000", bright), ("001", dark)):
+        Image.fromarray(scan).save(tmp_path / "train" / "a" / f"{name}.png")
+    dataset = load(tmp_path)
+    assert [int(dataset.pixels[i].unique()) for i in (0, 1)] == [4095 // 16, 1000 // 16]

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fl_core import Scenario
+from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView
 from fl_core.fingerprint import FEATURES, OBSERVATION_HIGH, OBSERVATION_LOW, Fingerprint
 from fl_core.fingerprint.geometry import clip_to_median
@@ -189,3 +189,11 @@ def test_federations_that_differ_in_what_an_autoencoder_does_not_see_share_one(f
 
     assert of(num_clients=3, update_clip="none", shapley="permutation") is of()
     assert of(learning_rate=0.1) is not of()
+
+
+@pytest.mark.parametrize("entropy", range(4))
+def test_where_nobodys_update_changes_the_loss_nobody_is_worth_more_than_another(entropy):
+    federation = Federation(configure(num_clients=10))
+    federation.reset(Scenario("zero", 0.6, 0.5), entropy)
+    column = federation.local_round().view.fingerprint.column("shapley")  # the median norm, and so the clipping, is 0
+    assert float(column.abs().max()) < 1e-3

@@ -155,3 +155,17 @@ def test_what_the_library_does_not_take_goes_to_torch(normal):
         assert not native.serves(rows)
         for name, value in vars(geometry.measure(rows, reference.to(rows.dtype), signs.to(rows.dtype))).items():
             torch.testing.assert_close(getattr(everything, name), value, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("wrong", ["clip dtype", "clip strides", "labels dtype", "updates strides"])
+def test_what_is_read_by_its_address_is_checked(normal, wrong):
+    shared, updates, clip = normal(7), normal(6, 7), torch.ones(6, dtype=torch.float64)
+    logits, labels = normal(8, 5, 3), torch.zeros(5, dtype=torch.int64)
+    calls = {
+        "clip dtype": lambda: native.probes(shared, updates, clip.float()),
+        "clip strides": lambda: native.probes(shared, updates, torch.ones(12, dtype=torch.float64)[::2]),
+        "updates strides": lambda: native.probes(shared, normal(7, 6).T, clip),
+        "labels dtype": lambda: native.surrogate_shapley(logits, labels.int(), 5.0, [0.0] * 6),
+    }
+    with pytest.raises(ValueError, match=f"{wrong.split()[0]} must be contiguous"):
+        calls[wrong]()
