@@ -1,6 +1,5 @@
 """Benchmarks trust policies against aggregation rules: `python evaluate.py --help`."""
 
-import os
 import shlex
 import sys
 from dataclasses import dataclass
@@ -12,12 +11,14 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
+from agents.environments import available_cores
 from agents.evaluation.benchmark import Benchmark
 from agents.evaluation.configuration import make_grid, read_config, read_preset
 from agents.evaluation.estimate import estimate_seconds, show_seconds
 from agents.evaluation.execution import check_ray
 from agents.evaluation.files import FAILURES
 from agents.evaluation.report.tables import to_rich
+from fl_core.registry import check_known
 
 _GRID = (
     *("rules", "policies", "attacks", "malicious_fraction", "heterogeneity", "seeds", "first_seed", "env_id"),
@@ -74,8 +75,8 @@ class Arguments:
     """Where the data sets' files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
     """Fetch the data sets' files if they are missing."""
-    workers: int = os.cpu_count() or 1
-    """Processes, one thread each."""
+    workers: int = available_cores()
+    """Processes, one thread each; by default one a core."""
     ray: str | None = None
     """Address of a Ray cluster to run on instead; `auto` finds one on this machine."""
     out: Path = Path("results/evaluation")
@@ -98,6 +99,8 @@ def main(arguments: Arguments) -> int:
     if arguments.ray is not None:
         check_ray(arguments.ray)
     grid = make_grid(*_layers(arguments))
+    if arguments.cell is not None:
+        check_known("cell", [arguments.cell], [cell.name for cell in grid.cells()])
     command = shlex.join(["python", *sys.argv])
     benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.reuse, arguments.cell)
     with benchmark.open() as directory:
@@ -117,13 +120,15 @@ def main(arguments: Arguments) -> int:
             except KeyboardInterrupt:
                 print(f"\ninterrupted: the cells so far are in {arguments.out}; the same command continues")
                 return 130
+        # Before the report: where nothing could be run there is none.
+        for failure in failures:
+            print(f"failed: {failure.rule or 'all rules'} in {failure.cell.name}: {failure.error}", file=sys.stderr)
+        if failures:
+            again = f"see {arguments.out / FAILURES}; the same command tries again"
+            print(f"{len(failures)} failed, {again}", file=sys.stderr)
         report = benchmark.report()
     Console(width=None if sys.stdout.isatty() else 200).print(to_rich(report.table))
     print(f"report {report.page}")
-    for failure in failures:
-        print(f"failed: {failure.rule or 'all rules'} in {failure.cell.name}: {failure.error}", file=sys.stderr)
-    if failures:
-        print(f"{len(failures)} failed, see {arguments.out / FAILURES}; the same command tries again", file=sys.stderr)
     return 1 if failures else 0
 
 

@@ -96,8 +96,8 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
 
     Args:
         name: One of ``algorithm_names()``.
-        env_id: An entry with this name comes before the ones for all environments.
-        warm_started: Take the entry for a policy that only has to be refined, if the file has one.
+        env_id: An entry with this name comes before ``default``.
+        warm_started: Take the entry for a policy that only has to be refined, if the file has one, before any other.
         file: Instead of the package's own.
 
     Raises:

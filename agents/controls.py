@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -218,7 +218,7 @@ def command(controls: Controls) -> str:
     return COMMAND + "".join(given)
 
 
-def main(controls: Controls, out: Path = FITTED) -> None:
+def main(controls: Annotated[Controls, tyro.conf.arg(name="")], out: Path = FITTED) -> None:
     """Fits both rules, writes their files to ``out`` and prints what came out."""
     torch.set_num_threads(1)
     candidates = controls.population * (15 * controls.screening + controls.iterations)

@@ -117,6 +117,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
         raise PolicyFileError(f"{card_path} is damaged: {error!r}") from error
     if version != FORMAT_VERSION:
         raise PolicyFileError(f"{card_path} has format version {version}, this version reads {FORMAT_VERSION}")
+    card.setdefault("provenance", {})
     if features != list(FEATURES):
         raise PolicyFileError(f"{card_path} was made for the features {features}; this version has {list(FEATURES)}")
     return card

@@ -16,6 +16,7 @@ import tyro
 
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.evaluation.policies import parse_policy
+from agents.run_directory import CONFIG
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,14 @@ def publish(policy: str, directory: Path) -> None:
     """Writes the policy, with all that its card says of where it comes from.
 
     Raises:
-        ValueError: An option that a weighting does not have, or cannot have with this value.
+        ValueError: An option that a weighting does not have, or cannot have with this value; or a directory that is a
+            file or a training run.
         PolicyFileError: There is no such policy.
     """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file; give a directory")
+    if (directory / CONFIG).exists():
+        raise ValueError(f"{directory} is a training run, whose policy would be overwritten; give another directory")
     source, options = parse_policy(policy)
     network, provenance = load_policy(source), read_card(source)["provenance"]
     before = weighting_of(network)

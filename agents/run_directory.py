@@ -4,13 +4,15 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from fl_core.files import write_json
+from fl_core.files import lock, write_json
 
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
 # The policy that a run began with, if any: what it was taken from may change or go.
 START = "start"
+# Held by the process that trains.
+LOCK = ".lock"
 
 # A run may be made longer; and the command that began it is not the one that resumes it.
 _MAY_CHANGE = ("timesteps", "command")
@@ -26,7 +28,7 @@ def check_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overw
         raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
     if resume:
         _check_resumable(directory, config)
-    elif directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    elif directory.exists() and (not directory.is_dir() or _contents(directory)):
         if not overwrite:
             raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
         if not (directory / CONFIG).is_file():
@@ -49,13 +51,37 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
     if resume:
         config = {**config, "command": read_config(directory).get("command", config.get("command"))}
     try:
-        if overwrite and directory.exists():
-            shutil.rmtree(directory)
+        for old in _contents(directory) if overwrite and directory.exists() else ():
+            if old.is_dir() and not old.is_symlink():
+                shutil.rmtree(old)
+            else:
+                old.unlink()
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"cannot make the run directory {directory}: {error.strerror}") from error
     write_json(directory / CONFIG, config)
     return directory
+
+
+def lock_run(directory: Path) -> IO[bytes]:
+    """Makes the directory, and keeps other processes from training in it until what is returned is closed.
+
+    Raises:
+        ValueError: Another process trains in it; or it cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return lock(directory / LOCK)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{directory} is being written to by another train_agent.py; wait for it, or give another --run-dir"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"cannot make the run directory {directory}: {error.strerror}") from error
+
+
+def _contents(directory: Path) -> list[Path]:
+    return [path for path in directory.iterdir() if path.name != LOCK]
 
 
 def read_config(directory: Path) -> dict[str, Any]:

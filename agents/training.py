@@ -2,8 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
-from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, check_run, open_run, read_config
+from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, check_run, lock_run, open_run, read_config
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
@@ -91,10 +90,13 @@ def train(settings: TrainingSettings) -> Summary:
     # Read before anything is deleted: it may lie in the directory that is to be overwritten.
     start = None if settings.start is None else (load_policy(settings.start), read_card(settings.start))
     check_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
-    with _opened(make_training_envs(settings.env_id, settings.n_envs, settings.seed, **federation)) as envs:
+    with ExitStack() as stack:
+        envs = make_training_envs(settings.env_id, settings.n_envs, settings.seed, **federation)
+        stack.callback(envs.close)
         # Before the old run is deleted: only the algorithm itself can tell whether its settings fit.
         saved = _saved(settings)
         model = _model(settings, envs, saved)
+        stack.enter_context(lock_run(settings.run_dir))
         directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
         if start is not None:
             save_policy(start[0], directory / START, start[1].get("provenance"), weighting_of(start[0]))
@@ -272,11 +274,3 @@ def _warm_start(
         warm_critic(model, bar.update)
     text = "warm start: " + ", ".join(f"{name.replace('_', ' ')} {value:+.4f}" for name, value in figures.items())
     console.say("warm_start", text, **figures)
-
-
-@contextmanager
-def _opened(envs: VecEnv) -> Iterator[VecEnv]:
-    try:
-        yield envs
-    finally:
-        envs.close()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, ClassVar
 
 import gymnasium as gym
@@ -208,7 +209,11 @@ class OptiGradEnv(gym.Env[Any, Action]):
         return honest.mean(dim=0) if len(honest) else torch.zeros_like(updates[0])
 
     def like(self, env_id: str) -> "OptiGradEnv":
-        """An environment of another id with this one's clients, rounds, reward, scenarios, split seed and directory."""
+        """An environment of another id with what is this one's own.
+
+        Clients, rounds, reward, scenarios, how trust is weighed, split seed, device and directory are this one's; data
+        set, network, training and engine are the other id's.
+        """
         config = self.federation.config
         made = gym.make(
             env_id,
@@ -219,8 +224,10 @@ class OptiGradEnv(gym.Env[Any, Action]):
             scenarios=self.scenarios,
             render_mode=self.render_mode,
             split_seed=config.split_seed,
+            device=config.device,
             data_dir=config.data_dir,
             download=config.download,
+            **asdict(config.weighting),
         )
         inner = made.unwrapped
         assert isinstance(inner, OptiGradEnv)

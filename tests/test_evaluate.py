@@ -380,3 +380,38 @@ def _wait_for_a_cell(process: subprocess.Popen[bytes], out: Path) -> bool:
             return True
         time.sleep(0.01)
     return path.exists()
+
+
+def test_where_nothing_could_be_run_the_reason_is_told(
+    arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "failing.py"
+    given = replace(arguments, rules=("fedavg",), attacks=("cannot_say",), malicious_fraction=(0.4,), plugin=(plugin,))
+    plugin.write_text(CANNOT_SAY)
+    with pytest.raises(ValueError, match="no results to report on"):
+        main(given)
+    told = capsys.readouterr().err
+    assert "my bug" in told
+    assert "failures.json; the same command tries again" in told
+
+
+CANNOT_SAY = """
+from dataclasses import dataclass
+from fl_core.attacks import Attack, register_attack
+
+
+@register_attack("cannot_say")
+@dataclass(frozen=True)
+class CannotSay(Attack):
+    def corrupt(self, own, honest, adversary):
+        return own
+
+    def triggered(self, images, labels):
+        raise RuntimeError("my bug")
+"""
+
+
+def test_an_unknown_cell_is_refused_before_anything_is_run(arguments: Arguments) -> None:
+    with pytest.raises(ValueError, match="unknown cell 'typo'; there are: OptiGrad"):
+        main(replace(arguments, cell="typo"))
+    assert not arguments.out.exists()

@@ -76,6 +76,9 @@ class Benchmark:
     def report(self) -> Report:
         """Writes the report from what is on the disk, with the provenance that its last cells were run with."""
         facts = json.loads((self.out / MANIFEST).read_text()).get("provenance") or self._facts(0)
+        # Cells that were reused may be of a larger grid: who ran them, and how, is theirs; what is shown is this one.
+        present = self._facts(0)
+        facts = {**facts, **{name: present[name] for name in ("seeds", "policies", "grid") if name in present}}
         labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
         return write_report(self.out, facts, list(labels), cell=self.shown_cell)
 

@@ -104,7 +104,9 @@ def make_grid(*layers: Mapping[str, Any]) -> Grid:
         plugin.load()  # before names are looked up: they may be the plug-in's
     merged = {name: _typed(name, value) for name, value in merged.items()}
     merged["attacks"] = tuple(dict.fromkeys(attack for word in merged["attacks"] for attack in _attacks(str(word))))
-    merged["heterogeneity"] = tuple(map(str, merged["heterogeneity"]))
+    for name in ("rules", "policies", "heterogeneity", "env_id"):  # a file may hold numbers where names belong
+        if name in merged:
+            merged[name] = tuple(map(str, merged[name]))
     merged["seeds"] = _seeds(merged["seeds"], merged.pop(_FIRST_SEED, None))
     check_known("setting of the federations", merged["settings"], federation_settings())
     return Grid(**{_FIELDS[name]: value for name, value in merged.items()})

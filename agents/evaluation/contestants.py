@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from agents.deployed import TrustAggregator, load_policy
+from agents.deployed import TrustAggregator
 from agents.evaluation.controls import FEATURES_SHUFFLED, ROOT_LABELS_SHUFFLED, ShuffledFeatures
 from agents.evaluation.policies import PolicyFacts, locate_policy, parse_policy, policy_facts, policy_label
 from fl_core.aggregation import Rule, TrustRule, TrustWeighting, make_rule, takes_num_byzantine
@@ -51,7 +51,7 @@ class Contestant:
             ValueError: Unknown rule, a parameter that it does not take, or a damaged policy.
         """
         if self.policy is not None:
-            made: Rule = TrustAggregator(load_policy(self.policy.source), self.policy.weighting)
+            made: Rule = TrustAggregator(self.policy.network, self.policy.weighting)
         else:
             assert self.rule is not None
             told = self.num_byzantine is not None and takes_num_byzantine(self.rule)
@@ -90,7 +90,7 @@ def contestants(
         made = contestant.make(config)
         everybody.append(contestant)
         if controls and contestant.label not in REFERENCES:
-            if isinstance(made, TrustRule):
+            if isinstance(made, TrustRule) and made.reads_fingerprint:
                 everybody.append(_control(contestant, FEATURES_SHUFFLED))
             if made.needs_root:
                 everybody.append(_control(contestant, ROOT_LABELS_SHUFFLED))

@@ -111,7 +111,7 @@ def _curve_seconds(grid: Grid, cell: Cell) -> float:
     """A point of the curve of test accuracy."""
     federation = Federation(grid.config(cell.env_id, cell.num_clients, cell.seed))
     federation.reset(cell.scenario(), entropy=cell.seed)
-    present = torch.zeros(1, federation.layout.num_shared)
+    present = torch.zeros_like(federation.shared[None])
     started = time.perf_counter()
     federation.evaluate(present, "test", at_most=CURVE_SAMPLES)
     return time.perf_counter() - started

@@ -22,6 +22,8 @@ RESULTS, TIMINGS, CURVES, FAILURES, MANIFEST, LOCK = (
     "manifest.json",
     ".lock",
 )
+# What a report is made of.
+PAGE, SUMMARY, MARKDOWN, TABLES, PLOTS = "report.html", "summary.json", "summary.md", "tables", "plots"
 # What a grid may get more of while its results are continued.
 AXES = ("rules", "attacks", "malicious_fractions", "heterogeneities", "seeds", "num_clients")
 CellKey = tuple[str, ...]

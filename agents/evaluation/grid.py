@@ -15,6 +15,7 @@ from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.config import FederationConfig, frozen
 from optigrad_env import TRAIN_ATTACKS
+from optigrad_env.masked import MaskedOptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 
 # Accuracy is the mean over the last rounds, never the maximum.
@@ -138,6 +139,9 @@ class Grid:
             raise ValueError("settings cannot hold split_seed: root data are drawn by each cell's seed; give seeds")
         for plugin in self.plugins:
             plugin.load()
+        for attack in self.attacks:  # where no client is malicious no cell has it, but the references are asked
+            name, options = parse_attack(attack)
+            Scenario(name, attack_options=options)
         labels = tuple(parse_heterogeneity(word).label for word in self.heterogeneities)
         object.__setattr__(self, "heterogeneities", labels)
         for env_id in self.env_ids:
@@ -262,6 +266,12 @@ def _environment_settings(
 ) -> dict[str, Any]:
     """Settings of an environment's federation. Made once: an environment loads its data set."""
     given = {**dict(settings), **({} if num_clients is None else {"num_clients": num_clients})}
-    found = settings_of(base_env(make_env(env_id, **given)).federation.config)
+    env = base_env(make_env(env_id, **given))
+    if isinstance(env, MaskedOptiGradEnv):
+        raise ValueError(
+            f"environment {env_id!r} is for training with clients that come and go, and a cell has all of its clients "
+            f"in every round; give {env_id.replace('Masked', '')!r}"
+        )
+    found = settings_of(env.federation.config)
     del found["split_seed"]  # the benchmark's federations draw root data and initial weights by their own seeds
     return found

@@ -1,12 +1,13 @@
 """The policies of a grid: where they are, what their rows are called, and what their cards say they have seen."""
 
 import hashlib
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card, weighting_of
 from agents.evaluation.options import parse_options
+from agents.trust_net import TrustNet
 from fl_core.aggregation import TrustWeighting
 from fl_core.registry import check_known
 
@@ -23,6 +24,7 @@ class PolicyFacts:
 
     Attributes:
         source: Directory, or the name of a shipped policy.
+        network: What was read from there, once: whoever trains on meanwhile changes nothing.
         checksum: SHA-256 of its weights, and of its weighting where that is not the usual one.
         weighting: How its trust becomes an update.
         seen: Attacks that it was trained on; ``None`` if its card does not say.
@@ -31,6 +33,7 @@ class PolicyFacts:
     """
 
     source: str
+    network: TrustNet = field(repr=False, compare=False)
     checksum: str
     weighting: TrustWeighting
     seen: tuple[str, ...] | None
@@ -91,8 +94,11 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
         digest.update(repr(weighting_used).encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
+    if threshold is not None:
+        digest.update(repr(float(threshold)).encode())
     return PolicyFacts(
         source,
+        policy,
         digest.hexdigest(),
         weighting_used,
         None if seen is None else tuple(seen),

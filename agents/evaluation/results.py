@@ -7,7 +7,6 @@ again. When the grid is done, the tables are put into the grid's order; until th
 ended.
 """
 
-import fcntl
 import io
 import json
 import shutil
@@ -28,7 +27,12 @@ from agents.evaluation.files import (
     FAILURES,
     LOCK,
     MANIFEST,
+    MARKDOWN,
+    PAGE,
+    PLOTS,
     RESULTS,
+    SUMMARY,
+    TABLES,
     TIMINGS,
     CellKey,
     ResultsError,
@@ -38,8 +42,8 @@ from agents.evaluation.files import (
     key_of,
 )
 from agents.evaluation.grid import Cell
-from agents.evaluation.reuse import reuse_cells
-from fl_core.files import write_atomically, write_json
+from agents.evaluation.reuse import reusable, reuse_cells
+from fl_core.files import lock, write_atomically, write_json
 
 
 class ResultsDirectory:
@@ -77,10 +81,13 @@ class ResultsDirectory:
             raise ResultsError(f"cannot make the results directory {path}: {error.strerror}") from error
         self._lock = _locked(path)
         try:
+            fresh = overwrite or not ((path / MANIFEST).exists() or (path / RESULTS).exists())
+            # Before anything is deleted: what cannot be reused is an error that costs nothing.
+            taken = reusable(reuse, path, grid) if reuse is not None and fresh else None
             if overwrite:
                 _clear(path)
-            if reuse is not None and not (path / MANIFEST).exists() and not (path / RESULTS).exists():
-                reuse_cells(reuse, path, grid, expected)
+            if reuse is not None and taken is not None:
+                reuse_cells(reuse, path, taken, expected)
             manifest = self._check(grid)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
             if manifest is not None:
@@ -225,18 +232,16 @@ def _only_more(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> boo
 
 
 def _locked(path: Path) -> IO[bytes]:
-    file = (path / LOCK).open("wb")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock(path / LOCK)
     except OSError as error:
-        file.close()
         raise ResultsError(f"{path} is being written to by another evaluate.py; wait, or give another --out") from error
-    return file
 
 
 def _clear(path: Path) -> None:
-    """Deletes old results; nothing else that may be in the directory."""
-    for name in (RESULTS, TIMINGS, FAILURES, MANIFEST):
+    """Deletes old results and their report; nothing else that may be in the directory."""
+    for name in (RESULTS, TIMINGS, FAILURES, MANIFEST, PAGE, SUMMARY, MARKDOWN):
         (path / name).unlink(missing_ok=True)
-    if (path / CURVES).is_dir():
-        shutil.rmtree(path / CURVES)
+    for name in (CURVES, TABLES, PLOTS):
+        if (path / name).is_dir():
+            shutil.rmtree(path / name)

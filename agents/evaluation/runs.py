@@ -223,7 +223,7 @@ class _Scores:
     def add(self, *, final: bool) -> None:
         """Measures the present model."""
         federation = self._federation
-        present = torch.zeros(1, federation.layout.num_shared)
+        present = torch.zeros_like(federation.shared[None])
         metrics = federation.evaluate(present, "test", at_most=None if final else CURVE_SAMPLES)
         accuracy = float(metrics.accuracy[0])
         self.accuracies.append(accuracy)

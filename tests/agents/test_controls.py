@@ -1,10 +1,13 @@
 """The fit of the controls: repeatable, on training federations and train attacks alone, and what is committed."""
 
+import shlex
 from pathlib import Path
+from typing import Annotated, get_type_hints
 
 import numpy as np
 import pytest
 import torch
+import tyro
 
 from agents.controls import COMMAND, Controls, Rounds, command, fit, fit_logistic, main, record_rounds
 from agents.warm_start import mean_gap
@@ -97,3 +100,20 @@ def test_a_fit_of_impossible_size_is_refused_by_name(field: str) -> None:
 def test_an_elite_must_be_a_part_of_the_population() -> None:
     with pytest.raises(ValueError, match="elite=4 must be smaller than population=4"):
         Controls(population=4, elite=4)
+
+
+def test_the_command_is_one_that_the_program_takes() -> None:
+    controls = Controls(num_clients=7, rounds=24, seed=3)
+    words = shlex.split(command(controls).removeprefix(COMMAND))
+    assert tyro.cli(main_arguments, args=words) == controls
+
+
+def main_arguments(controls: Annotated[Controls, tyro.conf.arg(name="")], out: Path = Path()) -> Controls:
+    return controls
+
+
+def test_main_takes_flags_as_the_command_has_them() -> None:
+    assert (
+        get_type_hints(main, include_extras=True)["controls"]
+        == get_type_hints(main_arguments, include_extras=True)["controls"]
+    )

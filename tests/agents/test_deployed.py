@@ -322,3 +322,11 @@ def test_a_card_from_before_there_was_a_margin_can_be_read_by_people_too(saved_p
 
 def test_a_card_without_provenance_says_that_it_has_none(tmp_path: Path, policy: TrustNet) -> None:
     assert (save_policy(policy, tmp_path) / MODEL_CARD).read_text().count("Not recorded.") == 2
+
+
+def test_a_card_without_provenance_says_nothing_of_where_it_comes_from(tmp_path: Path, policy: TrustNet) -> None:
+    save_policy(policy, tmp_path)
+    card = json.loads((tmp_path / CARD).read_text())
+    del card["provenance"]
+    (tmp_path / CARD).write_text(json.dumps(card))
+    assert read_card(tmp_path)["provenance"] == {}

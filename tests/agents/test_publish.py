@@ -65,3 +65,13 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     with pytest.raises(SystemExit, match=message):
         publishing.cli()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_training_run_is_not_overwritten(run: str, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="is a training run, whose policy would be overwritten"):
+        publish(run, tmp_path / "other")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="is a file; give a directory"):
+        publish(run, tmp_path / "file")

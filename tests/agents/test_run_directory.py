@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from agents.run_directory import CONFIG, MODEL, open_run
+from agents.run_directory import CONFIG, MODEL, lock_run, open_run
 
 SETTINGS: dict[str, Any] = {"seed": 0, "algo": "ppo", "timesteps": 100}
 
@@ -113,3 +113,21 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"--resume and --overwrite"):
         open_run(tmp_path / "run", SETTINGS, resume=True, overwrite=True)
     assert contents(tmp_path / "run") == before
+
+
+def test_two_processes_cannot_train_in_one_directory(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    with lock_run(directory):
+        open_run(directory, SETTINGS, resume=False, overwrite=False)
+        with pytest.raises(ValueError, match=r"is being written to by another train_agent.py; wait for it"):
+            lock_run(directory)
+        open_run(directory, SETTINGS, resume=False, overwrite=True)
+        with pytest.raises(ValueError, match="another train_agent"):  # what is overwritten stays locked
+            lock_run(directory)
+    lock_run(directory).close()
+
+
+def test_a_place_where_no_run_can_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="cannot make the run directory"):
+        lock_run(tmp_path / "file" / "run")

@@ -204,3 +204,12 @@ def test_the_command_prints_paired_differences_with_intervals_or_names_the_rules
     missing = run("a")
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"cannot read {path}: No such file")
+
+
+def test_the_interval_of_an_improvement_is_that_of_resampled_runs() -> None:
+    rng = np.random.default_rng(5)
+    ours, theirs = rng.normal(0.3, 1, size=(7, 4)), rng.normal(0, 1, size=(7, 4)).round()
+    replicates = probability_of_improvement(resampled(ours), resampled(theirs))
+    found = estimate_improvement(ours, theirs)
+    assert found.value == pytest.approx(float(probability_of_improvement(ours, theirs)))
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(replicates, [0.025, 0.975])))

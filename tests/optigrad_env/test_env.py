@@ -329,3 +329,11 @@ def test_what_info_gives_away_cannot_be_used_to_change_the_episode() -> None:
         array[:] = ~array
     info["weights"][:] = 7
     assert_same(env.step(uniform()), undisturbed.step(uniform()))
+
+
+def test_an_environment_like_another_weighs_trust_as_that_does() -> None:
+    env = gym.make("OptiGrad/Softmax-v0", num_clients=4, update_clip="none", root_anchor=0.5, safeguard=True).unwrapped
+    assert isinstance(env, OptiGradEnv)
+    other = env.like("OptiGrad/Quadratic-v0")
+    assert other.federation.config.weighting == env.federation.config.weighting
+    assert other.federation.config.dataset != env.federation.config.dataset or other.spec != env.spec

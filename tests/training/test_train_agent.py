@@ -20,6 +20,7 @@ from agents import TrustAggregator, load_policy, training
 from agents.algorithms import algorithm_names
 from agents.callbacks import RoundCurves
 from agents.deployed import read_card
+from agents.run_directory import LOCK
 from agents.settings import TrainingSettings
 from fl_core.aggregation import TrustWeighting
 from train_agent import main, parse
@@ -54,7 +55,7 @@ def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(
 ) -> None:
     assert main(arguments) == 0
     directory = arguments.run_dir
-    names = {path.name for path in directory.iterdir()}
+    names = {path.name for path in directory.iterdir()} - {LOCK}
     files = {"config.json", "model.zip", "checkpoint.pkl", "policy.safetensors", "policy.json", "evaluations.npz"}
     assert names == files | {"card.md", "tensorboard", "checkpoints"}
     assert list(directory.glob("tensorboard/*/events.out.tfevents.*"))

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.evaluation.contestants import ORACLES
-from agents.evaluation.files import CURVES, RESULTS
+from agents.evaluation.files import CURVES, PLOTS, RESULTS
 from agents.evaluation.grid import Cell, parse_attack
 from agents.evaluation.heterogeneity import show_heterogeneity
 from agents.evaluation.report import figures
@@ -38,7 +38,6 @@ from optigrad_env import TRAIN_ATTACKS
 _PANELS = 6
 # Below this many seeds a bootstrap interval says little.
 _FEW_SEEDS = 5
-PLOTS = "plots"
 
 
 class Material:
@@ -158,7 +157,7 @@ class Material:
         """The finding about the rule in focus, in a sentence."""
         entry = next(entry for entry in self.entries if entry["rule"] == self.focus)
         accuracy, regret, worst = entry["accuracy"], entry["regret"], entry["worst_regret"]
-        if isnan(accuracy["value"]):
+        if isnan(accuracy["value"]) or isnan(worst["value"]):
             return f"{self.focus} without any attack: {entry['accuracy_no_attack']['value']:.1f} % of the test data."
         where = "held-out attacks" if self.has_unseen else "attack"
         malicious = f"{100 * worst['malicious_fraction']:.0f} % malicious"

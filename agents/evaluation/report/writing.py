@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agents.evaluation.files import FAILURES, RESULTS, TIMINGS
-from agents.evaluation.report.material import PLOTS, Material
+from agents.evaluation.files import FAILURES, MARKDOWN, PAGE, PLOTS, RESULTS, SUMMARY, TABLES, TIMINGS
+from agents.evaluation.report.material import Material
 from agents.evaluation.report.page import Page, to_page
 from agents.evaluation.report.tables import Table, to_csv, to_latex, to_markdown
 from agents.statistics import read_results
 from fl_core.files import write_atomically, write_json
-
-PAGE, SUMMARY, MARKDOWN, TABLES = "report.html", "summary.json", "summary.md", "tables"
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def test_the_papers_preset_is_its_protocol_and_names_the_files_that_it_needs(tmp
 def test_the_headline_preset_is_all_held_out_attacks_on_twenty_seeds() -> None:
     grid = make_grid(read_preset("held-out"))
     assert set(grid.attacks) == set(held_out_attacks())
-    assert grid.seeds == tuple(range(20, 40))
+    assert grid.seeds == tuple(range(40, 60))
 
 
 def test_the_adaptive_preset_has_the_colluding_forms_of_the_train_attacks() -> None:
@@ -144,3 +144,9 @@ def test_missing_files_and_unknown_presets_are_named(tmp_path: Path) -> None:
 def test_a_layer_of_nothing_is_the_defaults() -> None:
     empty: dict[str, Any] = {"rules": None, "seeds": None}
     assert make_grid(empty) == make_grid()
+
+
+@pytest.mark.parametrize("name", ["rules", "policies", "env_id"])
+def test_a_number_where_a_name_belongs_is_an_unknown_name(name: str) -> None:
+    with pytest.raises(ValueError, match="'5'"):
+        make_grid({name: [5]})

@@ -1,12 +1,14 @@
 """What a grid is made of, and what it refuses before anything is run."""
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from agents.deployed import save_policy
+from agents.deployed import TrustAggregator, save_policy
 from agents.evaluation import Cell, Grid
 from agents.evaluation.grid import parse_attack
 from agents.evaluation.heterogeneity import parse_heterogeneity, show_heterogeneity
@@ -232,3 +234,38 @@ def test_a_policy_with_the_name_of_a_rule_is_refused_because_it_would_take_its_r
 ) -> None:
     with pytest.raises(ValueError, match=name):
         make_grid(policies=(str(save_policy(TrustNet(), tmp_path / name)),))
+
+
+def test_a_policy_that_is_trained_on_meanwhile_stays_what_it_was(
+    make_grid: Callable[..., Grid], tmp_path: Path
+) -> None:
+    def network(seed: int) -> TrustNet:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return TrustNet()
+
+    save_policy(network(0), tmp_path / "mine")
+    grid = make_grid(policies=(str(tmp_path / "mine"),))
+    (mine, *_) = grid.contestants(grid.env_ids[0])
+    save_policy(network(1), tmp_path / "mine")
+    for one in (mine, pickle.loads(pickle.dumps(mine))):
+        rule = one.make(grid.config(grid.env_ids[0]))
+        assert isinstance(rule, TrustAggregator)
+        assert torch.equal(rule.policy(torch.eye(6)), network(0).eval()(torch.eye(6)))
+
+
+def test_an_attack_that_there_is_not_is_refused_where_nobody_is_malicious_too(make_grid: Callable[..., Grid]) -> None:
+    with pytest.raises(ValueError, match="unknown attack 'typo'; there are: "):
+        make_grid(attacks=("typo",), malicious_fractions=(0.0,))
+
+
+def test_clients_that_come_and_go_are_refused(make_grid: Callable[..., Grid]) -> None:
+    with pytest.raises(ValueError, match=r"'OptiGrad/DigitsMasked-v0' is for training .* give 'OptiGrad/Digits-v0'"):
+        make_grid(env_ids=("OptiGrad/DigitsMasked-v0",))
+
+
+def test_a_rule_that_reads_no_feature_has_no_control_with_shuffled_ones(make_grid: Callable[..., Grid]) -> None:
+    labels = make_grid(rules=("root_cosine", "shapley"), controls=True).labels()
+    assert "shapley (features shuffled)" in labels
+    assert "root_cosine (features shuffled)" not in labels
+    assert "root_cosine (root labels shuffled)" in labels

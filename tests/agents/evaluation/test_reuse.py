@@ -130,3 +130,28 @@ def test_a_directory_without_results_is_named(
     source = tmp_path / "nowhere" if damage == "nothing there" else stopped
     with pytest.raises(ResultsError, match=f"no results in .*{source.name} to reuse"):
         open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=source)
+
+
+@pytest.mark.parametrize("source", ["itself", "nowhere", "other"])
+def test_what_cannot_be_reused_costs_nothing_of_what_is_there(
+    source: str, tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]
+) -> None:
+    grid, there = make_grid(rules=RULES, features=True, seeds=(0, 1, 2)), tmp_path / "other"
+    open_directory(there, make_grid(rules=RULES, features=True, rounds=5)).__exit__(None, None, None)
+    before = contents(stopped)
+    with pytest.raises(ResultsError, match="reuse"):
+        open_directory(stopped, grid, overwrite=True, reuse={"itself": stopped, "other": there}.get(source, Path("no")))
+    assert contents(stopped) == before
+
+
+def test_overwritten_results_leave_no_report_behind(stopped: Path, make_grid: Callable[..., Grid]) -> None:
+    for name in ("plots", "tables"):
+        (stopped / name).mkdir()
+        (stopped / name / "one.csv").write_text("of before")
+    for name in ("report.html", "summary.json", "summary.md", "notes.txt"):
+        (stopped / name).write_text("of before")
+    grid = make_grid(rules=RULES, features=True, seeds=(0, 1, 2))
+    open_directory(stopped, grid, overwrite=True).__exit__(None, None, None)
+    assert {path.name for path in stopped.iterdir()} == {
+        *("results.csv", "timings.csv", "manifest.json", ".lock", "notes.txt"),
+    }
