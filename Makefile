@@ -84,6 +84,7 @@ lint: setup-dev  ## Check style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 
 benchmark: setup  ## Time a round, part by part; writes results/round.csv.
 	$(BIN)/python benchmarks/round.py

@@ -80,9 +80,9 @@ def measure(arguments: Arguments) -> Iterator[dict[str, Any]]:
     for env_id, seconds in time_steps(arguments.steps).items():
         yield _row("steps_per_second", env_id, value=1 / seconds)
     for seed in range(arguments.seeds):
-        for source, env_id in SOURCES.items():
+        for source, pretraining in SOURCES.items():
             policy = _fresh(seed)
-            spent = train(policy, env_id, arguments.rounds, seed) if env_id else 0.0
+            spent = train(policy, pretraining, arguments.rounds, seed) if pretraining else 0.0
             for rounds in arguments.digits_rounds:
                 tuned = copy.deepcopy(policy)
                 seconds = spent + (train(tuned, TARGET, rounds, seed) if rounds else 0.0)
@@ -113,7 +113,7 @@ def train(policy: TrustNet, env_id: str, rounds: int, seed: int) -> float:
     vector = DummyVecEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
     vector.seed(seed)
     federations = [base_env(make_env(env_id, split_seed=TRAINING_SPLITS + i)).federation for i in range(2)]
-    settings = WarmStart().shortened(rounds / WarmStart.rounds) if rounds < WarmStart.rounds else WarmStart(rounds)
+    settings = WarmStart().scaled(rounds / WarmStart.rounds) if rounds < WarmStart.rounds else WarmStart(rounds)
     started = time.perf_counter()
     warm_start(policy, vector, federations, settings, seed, lambda done: None)
     return time.perf_counter() - started

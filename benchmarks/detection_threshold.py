@@ -7,18 +7,18 @@ forms, and no test data is looked at. For each threshold: the true positive rate
 and without one, and the balanced accuracy, mean over the rules that give weights by judgement.
 """
 
-import csv
-import sys
 from collections import Counter
 from itertools import product
 from pathlib import Path
 
 import torch
+import tyro
 from tqdm import tqdm
 
 from agents.evaluation.detection import flag
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
+from fl_core.files import write_csv
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.scenarios import TRAINING_SPLITS
 
@@ -46,8 +46,12 @@ def count(rule_name: str, scenario: Scenario, seed: int, counts: Counter[tuple[s
             counts[rule_name, threshold, f"honest {kind}"] += int((~bad).sum())
 
 
-def main(path: str = "results/detection_threshold.csv") -> None:
-    """Measures, prints and writes the table."""
+def main(out: Path = Path("results/detection_threshold.csv")) -> None:
+    """Measures, prints and writes the table.
+
+    Args:
+        out: Where the table goes.
+    """
     torch.set_num_threads(1)
     counts: Counter[tuple[str, float, str]] = Counter()
     scenarios = [Scenario("none", 0.0, alpha) for alpha in ALPHAS]
@@ -73,11 +77,9 @@ def main(path: str = "results/detection_threshold.csv") -> None:
                 *lines[-1]
             )
         )
-    with Path(path).open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["threshold", "true_positive_rate", "false_positive_rate", "quiet_rate", "balanced_accuracy"])
-        writer.writerows(lines)
+    columns = ("threshold", "true_positive_rate", "false_positive_rate", "quiet_rate", "balanced_accuracy")
+    write_csv(out, [dict(zip(columns, line, strict=True)) for line in lines])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    tyro.cli(main)

@@ -70,7 +70,7 @@ def _run(distribution: str, timesteps: int, seed: int, start: dict[str, Any] | N
     with TemporaryDirectory() as directory:
         file = Path(directory, "evaluations.npz")
         env = make_env(ENVIRONMENT, split_seed=EVALUATION_SPLIT)
-        evaluation = FixedScenarioEvaluation(env, every=1500, episodes=10, file=file, on_best=lambda: None)
+        evaluation = FixedScenarioEvaluation(env, every=1500, episodes=10, file=file, on_best=lambda _: None)
         model.learn(timesteps, callback=[evaluation])
         evaluation.finish()
         with np.load(file) as kept:

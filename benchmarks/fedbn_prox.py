@@ -93,7 +93,7 @@ class Arguments:
     workers: int = 2
     """Processes, one thread each."""
     out: Path = Path("results/fedbn_prox.csv")
-    """Where the rows go; rows that are there are kept and not run again."""
+    """Where the rows go; rows that are there are kept and not run again, so give another file for other rounds."""
 
 
 def main(arguments: Arguments) -> None:
@@ -101,6 +101,9 @@ def main(arguments: Arguments) -> None:
     cells = list(product(arguments.settings, range(arguments.seeds), objective_names()))
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     rows = read(arguments.out)
+    others = {float(row["mu"]) for row in rows} - {0.0, arguments.mu}
+    if others:
+        raise SystemExit(f"{arguments.out} has rows with mu {others.pop()}, not {arguments.mu}; give another --out")
     known = {(row["setting"], row["objective"], row["seed"]) for row in rows}
     missing = [cell for cell in cells if (cell[0], cell[2], str(cell[1])) not in known]
     with arguments.out.open("a", newline="") as file:

@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -102,7 +103,7 @@ def _lines_without_shapley(view: ServerView) -> dict[str, Callable[[], Any]]:
         lines["fingerprint without shapley"] = lines.pop(_WHOLE)
     for name in RULES:
         rule = make_rule(name)
-        lines[name] = lambda rule=rule: rule(view)
+        lines[name] = partial(rule, view)
     return lines
 
 

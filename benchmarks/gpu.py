@@ -130,7 +130,11 @@ def timed(arguments: Arguments, federation: Federation, what: str, work: Callabl
     """One row: the median of as many repetitions as there is time for, after one that is not counted."""
     device = federation.device
     gpu = device.type == "cuda"
-    wait = (lambda: torch.cuda.synchronize(device)) if gpu else (lambda: None)
+
+    def wait() -> None:
+        if gpu:
+            torch.cuda.synchronize(device)
+
     work()
     wait()
     if gpu:

@@ -33,7 +33,7 @@ from fl_core.models import ParameterLayout, make_network
 from fl_core.training import make_engine, make_objective
 
 CLASSES, RATE = 10, 0.05
-NETWORK = {"channels": (16, 32), "hidden": 64}
+NETWORK: dict[str, Any] = {"channels": (16, 32), "hidden": 64}
 ENGINES = ("sequential", "stacked", "native")
 
 
@@ -90,7 +90,7 @@ def main(arguments: Arguments) -> None:
         writer.writerows(rows)
     table = Table("who", "ms a round", "times as fast as the loop")
     for row in rows:
-        table.add_row(row["who"], str(row["milliseconds"]), str(row["times_as_fast"]))
+        table.add_row(str(row["who"]), str(row["milliseconds"]), str(row["times_as_fast"]))
     Console(width=80).print(table)
 
 

@@ -142,7 +142,7 @@ def _compare(game: CoalitionGame, attack: str, seed: int) -> dict[str, Result]:
 
 
 def _rows(name: str, results: list[Result]) -> list[list[str | float]]:
-    rows = []
+    rows: list[list[str | float]] = []
     for attack in ("all", *TRAIN_ATTACKS):
         chosen = [result for result in results if attack in ("all", result.attack)]
         if not chosen:

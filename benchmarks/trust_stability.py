@@ -9,7 +9,7 @@ import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def main(arguments: Arguments) -> None:
         found.setdefault((row["rule"], row["heterogeneity"], row["attack"]), []).append(of_run)
     if not found:
         sys.exit(f"{arguments.results} has none of the rules {', '.join(arguments.rules)}")
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             **dict(zip(("rule", "heterogeneity", "attack"), key, strict=True)),
             **{name: round(_mean([run[name] for run in runs]), 4) for name in runs[0]},
