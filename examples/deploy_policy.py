@@ -1,6 +1,6 @@
 """Use a trained policy as the aggregation rule of a federation of your own.
 
-    python examples/deploy_policy.py runs/optigradtrust
+    python examples/deploy_policy.py digits            # or a run directory
 
 The clients here are plain PyTorch: a module and an optimiser each, as anybody would write them. Three of the twelve
 send the reverse of what they have learned, three times as long, and one sends NaN. The server knows none of that.
@@ -62,4 +62,4 @@ def main(run_directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "runs/optigradtrust")
+    main(sys.argv[1] if len(sys.argv) > 1 else "digits")
