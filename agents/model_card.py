@@ -36,6 +36,7 @@ over the honest clients' mean. What it does as deployed and under other attacks 
 data.
 """
 _TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={root_anchor}`"
+_NO_OTHER = ("it has seen no other weighting", "it has seen no other weighting since the policy that it began with")
 _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: nine candidate updates (its
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
 update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
@@ -59,7 +60,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         directory="path/to/this/directory",
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
-        trained=_TRAINED.format(**trained) if trained else "it has seen no other weighting",
+        trained=_TRAINED.format(**trained) if trained else _NO_OTHER[bool(provenance.get("started_from"))],
         safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
         else "It is deployed without the safeguard.",

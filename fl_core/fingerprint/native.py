@@ -127,7 +127,7 @@ def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Seque
         logits: (N + 2, V, C) float32 of the models of nobody, of everybody and of each client alone.
         labels: (V,) int64 on the CPU.
         cap: Largest loss that one sample may count.
-        weights: The six of ``_QuadraticWeights``.
+        weights: The four of ``_QuadraticWeights``.
     """
     _declare()
     models, samples, classes = logits.shape
@@ -137,7 +137,7 @@ def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Seque
     library.call(
         "optigrad_surrogate",
         *(logits.data_ptr(), labels.data_ptr(), models - 2, samples, classes, cap),
-        *((ctypes.c_double * 6)(*weights), shapley.data_ptr()),
+        *((ctypes.c_double * 4)(*weights), shapley.data_ptr()),
     )
     return shapley
 

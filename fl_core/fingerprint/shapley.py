@@ -184,8 +184,7 @@ class SurrogateShapley:
             return native.surrogate_shapley(logits, game.labels, game.cap, _quadratic_weights(len(game.updates)))
         values, slope, variance = self._expansion(game, logits)
         empty, grand = values[0], values[1]
-        # The changes of all members add up to none, so Q's rows do, and Q is not needed beyond its diagonal.
-        shapley = quadratic_shapley(slope, variance, None, grand, empty)
+        shapley = quadratic_shapley(slope, variance, grand, empty)
         return shapley + singles_shapley(values[2:] - (grand - slope - variance / 2))
 
     def _expansion(self, game: CoalitionGame, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -230,17 +229,16 @@ def singles_shapley(values: Tensor) -> Tensor:
     return values if n == 1 else (values - (values.sum() - values) / (n - 1)) / n
 
 
-def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor | None, constant: Tensor, empty: Tensor) -> Tensor:
+def quadratic_shapley(slope: Tensor, own: Tensor, constant: Tensor, empty: Tensor) -> Tensor:
     """Shapley values of ``v(S) = constant − b·m − ½ mᵀQm``, m the mean of the members' unit vectors; v(∅) = empty.
 
     For a client i and a uniformly drawn coalition of t others, the expected marginal needs only four averages: of b,
-    of Q's diagonal and of Q's off-diagonal over the others, and of row i of Q over the others. So Q itself is not
-    needed, and the cost is O(N).
+    of Q's diagonal and of Q's off-diagonal over the others, and of row i of Q over the others. Q's rows add up to none,
+    as the changes do that it is made of; so its diagonal says all that is needed, and the cost is O(N).
 
     Args:
         slope: (N,) float64, b.
-        own: (N,) float64, diagonal of the symmetric Q.
-        row: (N,) float64, Q's row sums; ``None`` where they are zero.
+        own: (N,) float64, diagonal of the symmetric Q, whose row sums are zero.
         constant: Scalar.
         empty: Scalar, value of the empty coalition.
 
@@ -250,8 +248,7 @@ def quadratic_shapley(slope: Tensor, own: Tensor, row: Tensor | None, constant: 
     n = len(slope)
     weights = _quadratic_weights(n)
     common = (constant - empty) / n - weights.slopes * slope.sum() - weights.owns * own.sum()
-    shapley = common - weights.slope * slope - weights.own * own
-    return shapley if row is None else shapley - weights.rows * row.sum() - weights.row * row
+    return common - weights.slope * slope - weights.own * own
 
 
 class _QuadraticWeights(NamedTuple):
@@ -261,8 +258,6 @@ class _QuadraticWeights(NamedTuple):
     slopes: float
     own: float
     owns: float
-    row: float
-    rows: float
 
 
 @lru_cache(maxsize=256)
@@ -284,8 +279,6 @@ def _quadratic_weights(n: int) -> _QuadraticWeights:
         slopes=-reach / max(n - 1, 1) / n,
         own=(alone - with_others - others_own + 2 * others_pairs) / (2 * n),
         owns=(others_own - others_pairs) / (2 * n),
-        row=(with_others - 2 * others_pairs) / (2 * n),
-        rows=others_pairs / (2 * n),
     )
 
 

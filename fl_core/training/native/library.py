@@ -9,7 +9,7 @@ from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
-_ABI_VERSION = 3  # kAbiVersion in src/engine.cpp
+_ABI_VERSION = 4  # kAbiVersion in src/engine.cpp
 _BLOCKS = 2
 _TENSORS = 16
 _MISSING = (

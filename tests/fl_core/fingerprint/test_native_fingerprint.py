@@ -165,7 +165,7 @@ def test_what_is_read_by_its_address_is_checked(normal, wrong):
         "clip dtype": lambda: native.probes(shared, updates, clip.float()),
         "clip strides": lambda: native.probes(shared, updates, torch.ones(12, dtype=torch.float64)[::2]),
         "updates strides": lambda: native.probes(shared, normal(7, 6).T, clip),
-        "labels dtype": lambda: native.surrogate_shapley(logits, labels.int(), 5.0, [0.0] * 6),
+        "labels dtype": lambda: native.surrogate_shapley(logits, labels.int(), 5.0, [0.0] * 4),
     }
     with pytest.raises(ValueError, match=f"{wrong.split()[0]} must be contiguous"):
         calls[wrong]()

@@ -14,7 +14,7 @@ thread_local std::string last_error;
 
 namespace {
 
-constexpr int kAbiVersion = 3;  // _ABI_VERSION in library.py
+constexpr int kAbiVersion = 4;  // _ABI_VERSION in library.py
 
 }  // namespace
 }  // namespace optigrad

@@ -21,7 +21,7 @@ struct DenseLayer {
 
 // What each part of the quadratic game weighs in a Shapley value; see _QuadraticWeights in shapley.py.
 struct QuadraticWeights {
-  double slope, slopes, own, owns, row, rows;
+  double slope, slopes, own, owns;
 };
 
 struct Autoencoder {
