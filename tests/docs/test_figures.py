@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from agents.statistics import estimate, paired_scores, read_results
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
@@ -82,31 +84,30 @@ def test_the_readme_tells_the_other_circumstances_as_they_were_measured(label: s
 
 def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured() -> None:
     measured = circumstances("held_out_fashion_mnist_majority", "optigradtrust")
-    told = list(table(RESULTS, "| malicious | α | regret | worst attack's | behind"))
+    told = list(table(RESULTS, "| malicious | α | regret | worst attack's | below"))
     assert len(told) == 4
     for row, fraction in zip(told, (45, 45, 60, 60), strict=True):
         of = measured[f"α {row['α']}, {fraction} % malicious"]
         assert row["regret"] == shown(of["regret"])
         assert bare(row["worst attack's"]) == shown(of["worst regret"])
-        assert row["behind root data alone, worst attack"] == shown(-of["above root only, worst attack"])
+        assert row["below `root_only`, worst attack"] == shown(-of["above root only, worst attack"])
 
 
 def test_more_attackers_are_told_as_they_were_measured() -> None:
-    measured, without, oracle, root_only = (
-        circumstances("held_out_majority", rule)
-        for rule in ("optigradtrust", "optigradtrust (safeguard=false)", "oracle", "root_only")
-    )
-    told = list(table(RESULTS, "| malicious | α | regret | worst attack's | recovered"))
-    assert len(told) == 4
-    for row, fraction in zip(told, (45, 45, 60, 60), strict=True):
-        key = f"α {row['α']}, {fraction} % malicious"
-        assert row["regret"] == interval(measured[key], "regret")
-        assert bare(row["worst attack's"]) == shown(measured[key]["worst regret"])
-        own, best, floor = (of[key]["accuracy"] for of in (measured, oracle, root_only))
-        share = f"{100 * (own - floor) / (best - floor):.0f} %" if best > floor else ""
-        assert row["recovered"] == share
-        behind = [shown(-of[key]["above root only, worst attack"]) for of in (measured, without)]
-        assert [row["behind root data alone, worst attack"], row["the same without the safeguard"]] == behind
+    names = ("optigradtrust", "optigradtrust (safeguard=false)", "safeguarded_shapley", "oracle", "root_only")
+    measured = {rule: circumstances("held_out_majority", rule) for rule in names}
+    told = list(table(RESULTS, "| malicious | α | rule | regret"))
+    assert [row["malicious"] for row in told] == ["45 %"] * 6 + ["60 %"] * 6
+    assert [row["α"] for row in told] == (["0.5"] * 3 + ["0.1"] * 3) * 2
+    assert [row["rule"].strip("`") for row in told] == list(names[:3]) * 4
+    for row in told:
+        key = f"α {row['α']}, {row['malicious']} malicious"
+        of, best, floor = (measured[rule][key] for rule in (row["rule"].strip("`"), *names[3:]))
+        assert row["regret"] == interval(of, "regret")
+        assert bare(row["worst attack's"]) == shown(of["worst regret"])
+        assert row["below `root_only`, worst attack"] == shown(-of["above root only, worst attack"])
+        share = (of["accuracy"] - floor["accuracy"]) / (best["accuracy"] - floor["accuracy"])
+        assert row["recovered"] == (f"{100 * share:.0f} %" if best["accuracy"] > floor["accuracy"] else "")
 
 
 @pytest.mark.parametrize(
@@ -126,3 +127,26 @@ def test_fashion_mnist_is_told_as_it_was_measured(head: str, name: str, other: s
             assert row[f"regret, α {alpha}"] == interval(attacked, "regret")
             assert bare(row[f"worst, α {alpha}"]) == shown(attacked["worst regret"])
             assert row[f"no attack, α {alpha}"] == shown(measured[f"α {alpha}, no attack"]["regret"])
+
+
+@pytest.mark.parametrize(
+    ("other", "alpha", "attacked", "sign", "sentence"),
+    [
+        ("safeguarded_shapley", "0.5", True, 1, "{} behind at α 0.5,"),
+        ("safeguarded_shapley", "0.1", True, 1, "{short} at 0.1 (`python -m"),
+        ("anchored_oracle", "0.5", True, -1, "it is {} behind at α 0.5"),
+        ("anchored_oracle", "0.1", True, 1, "and {short} ahead at 0.1. Without"),
+        ("fedavg", "0.5", False, 1, "level with FedAvg at α 0.5, {},"),
+        ("fedavg", "0.1", False, 1, "and {short} ahead at 0.1."),
+    ],
+)
+def test_paired_differences_are_told_as_they_were_measured(
+    other: str, alpha: str, attacked: bool, sign: int, sentence: str
+) -> None:
+    rows = read_results(ROOT / "results" / "held_out" / "results.csv")
+    chosen = [row for row in rows if row["heterogeneity"] == alpha and (row["malicious_fraction"] > 0) == attacked]
+    ours, theirs = paired_scores(chosen, "optigradtrust", other, "test_accuracy", 100)
+    found = estimate(sign * (ours - theirs))
+    short = f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
+    expected = sentence.format(short.replace(" [", " points ["), short=short)
+    assert expected in " ".join(README.split())
