@@ -2,11 +2,14 @@
 
     python benchmarks/levers.py runs/one digits digits:safeguard=false     # rows are appended to results/levers.csv
     python benchmarks/levers.py --fractions 0 --seeds 60 digits digits:safeguard=false
+    python benchmarks/levers.py --strengths searched digits                # an adversary that tries out strengths
 
 Every train attack in both forms at the usual and at four times the usual strength (``--strengths``), 30, 45 and 60 % of
 20 clients malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split
 seeds from 20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points.
-No test data and no held-out attack: what is chosen here may be reported elsewhere.
+With ``--strengths searched`` the adversary takes, in every round, the strength that sets the rule in question furthest
+back along the honest mean. A policy's rows are written as soon as it has been run. No test data and no held-out attack:
+what is chosen here may be reported elsewhere.
 """
 
 import csv
@@ -17,10 +20,11 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 import tyro
+from torch import Tensor
 
 from agents import TrustAggregator, load_policy
 from agents.deployed import weighting_of
@@ -28,6 +32,8 @@ from agents.evaluation.policies import parse_policy
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import Rule, make_rule, rule_names
 from fl_core.aggregation.reference import AnchoredOracle, Oracle
+from fl_core.attacks import AdversaryView, Attack, Knowledge, make_attack, register_attack
+from fl_core.attacks.search import line_search
 from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
 
@@ -38,6 +44,41 @@ COLUMNS = (
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
 REFERENCES = ("oracle", "anchored_oracle", "root_only")
+SEARCHED = "searched"
+
+
+@register_attack(SEARCHED)
+@dataclass(frozen=True)
+class Searched(Attack):
+    """A train attack at the strength that sets the deployed rule furthest back along the honest mean, in every round.
+
+    Attributes:
+        train_attack: Its name.
+        colluding: Its form.
+        largest: Largest multiple of its usual strength that is tried.
+        evaluations: Budget: how often the deployed rule is evaluated in a round.
+    """
+
+    knows: ClassVar[Knowledge] = Knowledge.POLICY
+    train_attack: str = "sign_flip"
+    colluding: bool = False
+    largest: float = 16.0
+    evaluations: int = 16
+
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        everyone, places = adversary.arrange(own, honest), adversary.places(own, honest)
+        mean, state = honest.mean(dim=0).double(), adversary.generator.get_state()
+
+        def sent(multiple: float) -> Tensor:
+            adversary.generator.set_state(state)  # the same noise at every strength
+            strength = {STRENGTH[self.train_attack]: multiple * usual_strength(self.train_attack)}
+            return make_attack(self.train_attack, colluding=self.colluding, **strength)(everyone, places, adversary)
+
+        def damage(multiple: float) -> float:
+            return -float(adversary.aggregate(SEARCHED, sent(multiple)).double() @ mean)
+
+        return sent(line_search(damage, self.largest, self.evaluations))[places]
 
 
 @dataclass(frozen=True)
@@ -58,23 +99,30 @@ class Arguments:
     """Shares of malicious clients; 0 is no attack."""
     alphas: tuple[float, ...] = (0.5, 0.1)
     """Dirichlet concentrations."""
-    strengths: tuple[float, ...] = (1.0, 4.0)
-    """Multiples of each attack's usual strength."""
+    strengths: tuple[str, ...] = ("1.0", "4.0")
+    """Multiples of each attack's usual strength; ``searched`` for the most damaging in every round."""
     workers: int = 2
     """Processes, one thread each."""
     out: Path = Path("results/levers.csv")
     """Where rows are appended."""
 
 
-def attacks(strengths: tuple[float, ...]) -> Iterator[tuple[str, dict[str, object]]]:
-    """Train attacks with their options; what has no strength comes once."""
+def usual_strength(attack: str) -> float:
+    """The strength that a train attack has if nothing else is said."""
+    strength: float = getattr(make_attack(attack), STRENGTH[attack])
+    return strength
+
+
+def attacks(strengths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, object]]]:
+    """Train attacks with their options; what has no strength comes once, and not at all if strengths are searched."""
     for name, colluding in product(TRAIN_ATTACKS, (False, True)):
-        if name not in STRENGTH:
+        for strength in strengths if name in STRENGTH else ():
+            if strength == SEARCHED:
+                yield SEARCHED, {"train_attack": name, "colluding": colluding}
+            else:
+                yield name, {"colluding": colluding, STRENGTH[name]: float(strength) * usual_strength(name)}
+        if name not in STRENGTH and set(strengths) != {SEARCHED}:
             yield name, {"colluding": colluding}
-            continue
-        usual = getattr(Scenario(name).make_attack(), STRENGTH[name])
-        for strength in strengths:
-            yield name, {"colluding": colluding, STRENGTH[name]: strength * usual}
 
 
 def made(label: str) -> Rule:
@@ -107,48 +155,59 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
 
 
 def main(arguments: Arguments) -> None:
-    """Runs everything, prints a line for each policy, α and fraction, and appends it to the file."""
-    labels = [*REFERENCES, *arguments.policies]
+    """Runs policy after policy; prints and appends to the file a line for each α and fraction."""
     scenarios = [
-        (0.0, alpha, Scenario("none", 0.0, alpha))
-        if fraction == 0
-        else (fraction, alpha, Scenario(n, fraction, alpha, 0, o))
+        (alpha, fraction, Scenario(name, fraction, alpha, 0, options))
         for alpha, fraction in product(arguments.alphas, arguments.fractions)
-        for n, o in (attacks(arguments.strengths) if fraction else [("none", {})])
+        for name, options in (attacks(arguments.strengths) if fraction else [("none", {})])
     ]
     # The references look at honest clients or at none: one run for all attacks on the same clients.
-    first = {key[:2]: key for key in reversed(scenarios)}
-    tasks = [
-        (label, *key, seed)
-        for label in labels
-        for key in scenarios
-        for seed in range(arguments.seeds)
-        if label not in REFERENCES or first[key[:2]] == key
-    ]
+    first = list({(alpha, fraction): Scenario("none", fraction, alpha) for alpha, fraction, _ in scenarios}.items())
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        chunks = [(arguments, label, scenario, seed) for label, _, _, scenario, seed in tasks]
-        results = list(pool.map(accuracy, *zip(*chunks, strict=True), chunksize=4))
-    of: dict[tuple[str, float, float, int], list[float]] = {}
-    for (label, fraction, alpha, scenario, _), value in zip(tasks, results, strict=True):
-        of.setdefault((label, alpha, fraction, scenarios.index((fraction, alpha, scenario))), []).append(value)
-    reference = {key[:3]: fmean(values) for key, values in of.items() if key[0] in REFERENCES}
+
+        def means(label: str, of: list[Scenario]) -> list[float]:
+            """Accuracy of each scenario, a mean over the federations."""
+            seeds = range(arguments.seeds)
+            futures = [[pool.submit(accuracy, arguments, label, one, seed) for seed in seeds] for one in of]
+            return [fmean(future.result() for future in row) for row in futures]
+
+        known = {label: means(label, [scenario for _, scenario in first]) for label in REFERENCES}
+        reference = {key: [known[label][i] for label in REFERENCES] for i, (key, _) in enumerate(first)}
+        for label in arguments.policies:
+            reached = means(label, [scenario for *_, scenario in scenarios])
+            of: dict[tuple[float, float], list[float]] = {}
+            for (alpha, fraction, _), value in zip(scenarios, reached, strict=True):
+                of.setdefault((alpha, fraction), []).append(value)
+            append(arguments, [row(arguments, label, key, values, reference[key]) for key, values in of.items()])
+
+
+def row(
+    arguments: Arguments, label: str, key: tuple[float, float], values: list[float], reference: list[float]
+) -> dict[str, object]:
+    """A line of the file, from the accuracies under each attack and those of the references."""
+    oracle, anchored, root_only = reference
+    figures = (
+        oracle - fmean(values),
+        oracle - min(values),
+        anchored - fmean(values),
+        root_only - min(values),
+    )
+    told = (arguments.seeds, arguments.env_id, " ".join(arguments.strengths) if key[1] else "")
+    columns = (Path(label).name, *key, *(round(figure, 2) for figure in figures), *told)
+    return dict(zip(COLUMNS, columns, strict=True))
+
+
+def append(arguments: Arguments, rows: list[dict[str, object]]) -> None:
+    """Prints rows and adds them to the file."""
     fresh = not arguments.out.exists()
     with arguments.out.open("a", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         if fresh:
             writer.writeheader()
-        for label, alpha, fraction in product(arguments.policies, arguments.alphas, arguments.fractions):
-            keys = [key for key in of if key[:3] == (label, alpha, fraction)]
-            oracle, anchored, root_only = (reference[name, alpha, fraction] for name in REFERENCES)
-            to_oracle = [oracle - fmean(of[key]) for key in keys]
-            to_anchored = [anchored - fmean(of[key]) for key in keys]
-            below = max(root_only - fmean(of[key]) for key in keys)
-            figures = [round(value, 2) for value in (fmean(to_oracle), max(to_oracle), fmean(to_anchored), below)]
-            told = (arguments.seeds, arguments.env_id, " ".join(map(str, arguments.strengths)) if fraction else "")
-            row = dict(zip(COLUMNS, (Path(label).name, alpha, fraction, *figures, *told), strict=True))
-            writer.writerow(row)
-            print(row, flush=True)
+        writer.writerows(rows)
+    for one in rows:
+        print(one, flush=True)
 
 
 if __name__ == "__main__":

@@ -73,6 +73,16 @@ def locate_policy(policy: str, data_set: str) -> str:
     return str(shipped_policy(data_set)) if policy == SHIPPED else policy
 
 
+def _told(weighting: TrustWeighting) -> str:
+    """A weighting in words, for a checksum. A field that came later is left out at its default.
+
+    So results that were measured before it was there can be continued and reused.
+    """
+    told = repr(weighting)
+    default = f", safeguard_choice={TrustWeighting.safeguard_choice!r}"
+    return told.replace(default, "")
+
+
 def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     """Reads a policy's card and checks that its weights load.
 
@@ -91,7 +101,7 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     weighting_used = replace(weighting_of(policy), **weighting)
     if weighting_used != TrustWeighting():
-        digest.update(repr(weighting_used).encode())
+        digest.update(_told(weighting_used).encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     if threshold is not None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class Scaling(ColludableAttack):
         factor: How many times.
     """
 
+    strength_field: ClassVar[str | None] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -52,6 +54,7 @@ class PartialScaling(ColludableAttack):
         share: Probability of a coordinate to be scaled.
     """
 
+    strength_field: ClassVar[str | None] = "factor"
     factor: float = 10.0
     share: float = 0.5
 
@@ -83,6 +86,7 @@ class SignFlip(ColludableAttack):
         scale: How long the reverse is, relative to the update.
     """
 
+    strength_field: ClassVar[str | None] = "scale"
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -109,6 +113,7 @@ class GaussianNoise(ColludableAttack):
         factor: Length of the noise, relative to the update.
     """
 
+    strength_field: ClassVar[str | None] = "factor"
     factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -135,6 +140,7 @@ class RandomDirection(ColludableAttack):
         factor: Its length in expectation, relative to the update.
     """
 
+    strength_field: ClassVar[str | None] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -161,6 +167,7 @@ class SameValue(ColludableAttack):
         factor: Length of what is sent, relative to the update; below 0 the number is negative.
     """
 
+    strength_field: ClassVar[str | None] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:

@@ -200,6 +200,47 @@ def test_a_candidate_replaces_trust_alone_if_it_gains_more_than_the_margin(losse
     assert trust_module._least(torch.tensor(losses, dtype=torch.float64), margin) == expected
 
 
+@pytest.mark.parametrize(
+    ("losses", "margin", "expected"),
+    [
+        ([[1, 1, 1, 1], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]], 0, 2),  # any gain: the least loss
+        ([[2, 2, 2, 2], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]], 0.5, 1),  # 0.1 behind the best, half an error is 0.208
+        ([[1, 1, 1, 1], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]], 0.5, 0),  # and 0.2 behind is not clearly worse either
+        ([[1.1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 1, 1]], 3, 0),  # one odd sample: 0.025 behind, an error is 0.022
+        ([[1, 1], [1, 1], [1, 1]], 0, 0),  # of equals the first
+        ([[2, 2], [1, 1], [1, 1]], 3, 1),  # a gain without spread has any margin
+        ([[1.0], [0.9]], 100, 1),  # one sample has no spread
+    ],
+)
+def test_the_most_of_the_clients_is_kept_than_which_nothing_is_better_by_more_than_the_margin(losses, margin, expected):
+    assert trust_module._most_clients(torch.tensor(losses, dtype=torch.float64), margin) == expected
+
+
+@quick
+@given(
+    trust=st.lists(st.floats(0.0625, 1, width=32), min_size=1, max_size=10),
+    margin=st.floats(0, 5),
+    seed=st.integers(0, 2**31),
+)
+def test_the_choice_for_the_clients_is_the_one_standard_error_rule(view, trust, margin, seed):
+    updates, reference, seen = drawn(view, len(trust), seed)
+    weighting = TrustWeighting("none", safeguard=True, safeguard_margin=margin, safeguard_choice="clients")
+    result = GivenTrust(torch.tensor(trust), weighting)(seen)
+
+    candidates = candidates_of(updates, reference, np.array(trust), 1.0)
+    losses = losses_of(candidates)
+    behind = losses - losses[losses.mean(axis=1).argmin()]
+    ratio = behind.mean(axis=1) / np.maximum(behind.std(axis=1) / 15**0.5, 1e-300)
+    assume(np.abs(ratio - margin).min() > 1e-4 or margin == 0)
+    kept = candidates[np.flatnonzero(ratio <= margin)[0]]
+    assert losses_of(result.update.double().numpy()).mean() == pytest.approx(losses_of(kept).mean(), abs=1e-5)
+
+
+def test_an_unknown_choice_lists_the_names():
+    with pytest.raises(ValueError, match=r"unknown safeguard_choice 'most'; there are: least, clients$"):
+        TrustWeighting(safeguard_choice="most")
+
+
 def test_whoever_is_trusted_a_safeguarded_round_ends_no_worse_than_root_data_alone(digits_view, seen, normal):
     honest = digits_view.updates
     attacked = seen(torch.cat([honest[:2], -20 * honest[2:]]))
