@@ -68,12 +68,6 @@ def interquartile_mean(scores: Scores) -> Scores:
     return result
 
 
-def worst_task(scores: Scores) -> Scores:
-    """Lowest mean over seeds of any task."""
-    result: Scores = np.asarray(scores.mean(axis=-2).min(axis=-1))
-    return result
-
-
 def probability_of_improvement(ours: Scores, theirs: Scores) -> Scores:
     """P(X > Y) for a run of ours and one of theirs, ties counting half; mean over tasks.
 
@@ -183,13 +177,6 @@ def paired_scores(rows: Sequence[Row], rule: str, other: str, column: str, scale
     ours, seeds, tasks = score_matrix(common, column, scale)
     matrix = np.array([[theirs[seed, task] for task in tasks] for seed in seeds], dtype=np.float64)
     return ours, matrix.reshape(ours.shape)
-
-
-def paired_difference(rows: Sequence[Row], rule: str, other: str, column: str = "test_accuracy") -> Estimate:
-    """A rule's column minus another's under attack, in points, over the same seeds and scenarios."""
-    attacked = [row for row in rows if row["malicious_fraction"] > 0]
-    ours, theirs = paired_scores(attacked, rule, other, column, 100)
-    return estimate(ours - theirs)
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
