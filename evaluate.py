@@ -83,9 +83,10 @@ class Arguments:
     """Where the results go; a run of the same grid, or of a part of it, that is there is continued."""
     overwrite: bool = False
     """Replace the results that are there."""
-    reuse: Path | None = None
-    """Results directory of which the same cells are taken over instead of run, if --out holds none yet: for a report of
-    fewer seeds or rules, or of the whole seeds of a run that was stopped. It stays as it is."""
+    reuse: tuple[Path, ...] = ()
+    """Results directories of which the same cells are taken over instead of run, if --out holds none yet: for a report
+    of fewer seeds or rules, of the whole seeds of a run that was stopped, or of runs that shared the rules. They stay
+    as they are."""
     cell: str | None = None
     """Cell whose trust over rounds the report shows: a name from curves/, without its ending."""
     progress: bool = True

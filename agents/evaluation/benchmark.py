@@ -27,7 +27,7 @@ class Benchmark:
         out: Results directory; one that holds a part of this grid is continued.
         command: The command line, for the report.
         overwrite: Delete what is there.
-        reuse: Results directory whose cells are taken over where there are none yet.
+        reuse: Results directories whose cells are taken over where there are none yet.
         shown_cell: Cell whose trust the report shows.
     """
 
@@ -35,7 +35,7 @@ class Benchmark:
     out: Path
     command: str
     overwrite: bool = False
-    reuse: Path | None = None
+    reuse: tuple[Path, ...] = ()
     shown_cell: str | None = None
 
     def open(self) -> ResultsDirectory:

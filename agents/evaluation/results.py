@@ -42,7 +42,7 @@ from agents.evaluation.files import (
     key_of,
 )
 from agents.evaluation.grid import Cell
-from agents.evaluation.reuse import reusable, reuse_cells
+from agents.evaluation.reuse import reusable, reuse_cells, rows_to_reuse
 from fl_core.files import lock, write_atomically, write_json
 
 
@@ -56,7 +56,7 @@ class ResultsDirectory:
         held_out: By attack whether it is held out in this grid; rows that are there are brought to it, because a policy
             that is added may have seen it.
         overwrite: Delete the results that are there.
-        reuse: Another results directory, whose cells of this grid are taken over if there are none here yet.
+        reuse: Other results directories, whose cells of this grid are taken over if there are none here yet.
 
     Raises:
         ResultsError: It holds results of another grid (the message says which setting differs; more rules, policies,
@@ -72,7 +72,7 @@ class ResultsDirectory:
         held_out: Mapping[str, bool] | None = None,
         *,
         overwrite: bool = False,
-        reuse: Path | None = None,
+        reuse: Sequence[Path] = (),
     ) -> None:
         self.path, self._expected = path, expected
         try:
@@ -83,11 +83,11 @@ class ResultsDirectory:
         try:
             fresh = overwrite or not ((path / MANIFEST).exists() or (path / RESULTS).exists())
             # Before anything is deleted: what cannot be reused is an error that costs nothing.
-            taken = reusable(reuse, path, grid) if reuse is not None and fresh else None
+            taken = (reusable(reuse, path, grid), rows_to_reuse(reuse, expected)) if reuse and fresh else None
             if overwrite:
                 _clear(path)
-            if reuse is not None and taken is not None:
-                reuse_cells(reuse, path, taken, expected)
+            if taken is not None:
+                reuse_cells(reuse, path, *taken, expected)
             manifest = self._check(grid)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
             if manifest is not None:

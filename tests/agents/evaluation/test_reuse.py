@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, run_grid
@@ -44,7 +45,7 @@ def test_the_whole_seeds_of_a_run_that_was_stopped_are_a_grid_of_their_own(
         for result in results:
             directory.add(result)
         directory.finish([])
-    with open_directory(tmp_path / "new", fewer, reuse=stopped) as directory:
+    with open_directory(tmp_path / "new", fewer, reuse=[stopped]) as directory:
         assert not directory.missing()
         directory.finish([])
     assert contents(tmp_path / "new") == contents(tmp_path / "whole")
@@ -55,7 +56,7 @@ def test_what_is_not_there_is_missing_and_rules_left_out_are_not_taken_over(
     tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], two_seeds: list[CellResult]
 ) -> None:
     other = make_grid(rules=("median", "krum"), features=True, seeds=(0, 1))
-    with open_directory(tmp_path / "new", other, reuse=stopped) as directory:
+    with open_directory(tmp_path / "new", other, reuse=[stopped]) as directory:
         known = directory.known()
         assert directory.missing() == other.cells()
         assert two_seeds[-1].cell not in known
@@ -67,7 +68,7 @@ def test_provenance_comes_along(tmp_path: Path, stopped: Path, make_grid: Callab
     path = stopped / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": {"revision": "abc"}}))
     grid = make_grid(rules=RULES, features=True)
-    open_directory(tmp_path / "new", grid, reuse=stopped).__exit__(None, None, None)
+    open_directory(tmp_path / "new", grid, reuse=[stopped]).__exit__(None, None, None)
     manifest = json.loads((tmp_path / "new" / "manifest.json").read_text())
     assert manifest["provenance"] == {"revision": "abc"}
     assert manifest["grid"] == json.loads(json.dumps(grid.to_json()))
@@ -78,14 +79,16 @@ def test_where_there_are_results_already_nothing_is_taken_over(
 ) -> None:
     grid = make_grid(rules=RULES, features=True)
     open_directory(tmp_path / "new", grid).__exit__(None, None, None)
-    with open_directory(tmp_path / "new", grid, reuse=stopped) as directory:
+    with open_directory(tmp_path / "new", grid, reuse=[stopped]) as directory:
         assert directory.missing() == grid.cells()
 
 
 def test_half_a_row_is_not_taken_over(tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]) -> None:
     table = stopped / "results.csv"
     table.write_bytes(table.read_bytes()[:-3])
-    with open_directory(tmp_path / "new", make_grid(rules=RULES, features=True, seeds=(0, 1)), reuse=stopped) as there:
+    with open_directory(
+        tmp_path / "new", make_grid(rules=RULES, features=True, seeds=(0, 1)), reuse=[stopped]
+    ) as there:
         assert len(there.missing()) == 2  # the one that had not been run, and the one of the damaged row
 
 
@@ -101,7 +104,7 @@ def test_what_was_measured_otherwise_is_refused_with_the_setting(
     tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ResultsError, match=f"cannot be reused.*{message}"):
-        open_directory(tmp_path / "new", make_grid(**{"rules": RULES, "features": True, **changes}), reuse=stopped)
+        open_directory(tmp_path / "new", make_grid(**{"rules": RULES, "features": True, **changes}), reuse=[stopped])
     assert not (tmp_path / "new" / "results.csv").exists()
 
 
@@ -116,7 +119,7 @@ def test_another_policy_of_the_same_name_is_refused(
     expected = {cell: [one.label for one in grid.contestants(cell.env_id)] for cell in grid.cells()}
     identity = {**grid.to_json(), "policies": {"mine on OptiGrad/Digits-v0": "4567"}}
     with pytest.raises(ResultsError, match=r"cannot be reused.*policies was"):
-        ResultsDirectory(tmp_path / "new", identity, expected, reuse=stopped)
+        ResultsDirectory(tmp_path / "new", identity, expected, reuse=[stopped])
 
 
 @pytest.mark.parametrize("damage", ["nothing there", "no table", "no manifest"])
@@ -129,7 +132,7 @@ def test_a_directory_without_results_is_named(
         (stopped / "manifest.json").write_text("{}")
     source = tmp_path / "nowhere" if damage == "nothing there" else stopped
     with pytest.raises(ResultsError, match=f"no results in .*{source.name} to reuse"):
-        open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=source)
+        open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=[source])
 
 
 @pytest.mark.parametrize("source", ["itself", "nowhere", "other"])
@@ -140,7 +143,8 @@ def test_what_cannot_be_reused_costs_nothing_of_what_is_there(
     open_directory(there, make_grid(rules=RULES, features=True, rounds=5)).__exit__(None, None, None)
     before = contents(stopped)
     with pytest.raises(ResultsError, match="reuse"):
-        open_directory(stopped, grid, overwrite=True, reuse={"itself": stopped, "other": there}.get(source, Path("no")))
+        chosen = {"itself": stopped, "other": there}.get(source, Path("no"))
+        open_directory(stopped, grid, overwrite=True, reuse=[chosen])
     assert contents(stopped) == before
 
 
@@ -155,3 +159,56 @@ def test_overwritten_results_leave_no_report_behind(stopped: Path, make_grid: Ca
     assert {path.name for path in stopped.iterdir()} == {
         *("results.csv", "timings.csv", "manifest.json", ".lock", "notes.txt"),
     }
+
+
+@pytest.fixture
+def shared(tmp_path: Path, make_grid: Callable[..., Grid], results: list[CellResult]) -> tuple[Path, Path]:
+    """The usual grid's results in two directories, each with other rules; both have the references."""
+    paths = []
+    for rules in (("median", "fedavg"), ("shapley",)):
+        grid = make_grid(rules=rules, features=True)
+        with open_directory(tmp_path / rules[0], grid) as directory:
+            for result in run_grid(grid):
+                directory.add(result)
+        path = tmp_path / rules[0] / "manifest.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "provenance": {"revision": rules[0]}}))
+        paths.append(tmp_path / rules[0])
+    return paths[0], paths[1]
+
+
+def test_runs_that_shared_the_rules_are_one_grid_again(
+    tmp_path: Path, shared: tuple[Path, Path], make_grid: Callable[..., Grid], results: list[CellResult]
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    with open_directory(tmp_path / "whole", grid) as directory:
+        for result in results:
+            directory.add(result)
+        directory.finish([])
+    with open_directory(tmp_path / "new", grid, reuse=shared) as directory:
+        assert not directory.missing()
+        directory.finish([])
+    new, whole = tmp_path / "new", tmp_path / "whole"
+    assert (new / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
+    for path in sorted((whole / "curves").iterdir()):
+        with np.load(path) as expected, np.load(new / "curves" / path.name) as found:
+            assert {*expected} == {*found}
+            assert all(np.array_equal(expected[name], found[name], equal_nan=True) for name in expected)
+    manifest = json.loads((new / "manifest.json").read_text())
+    assert (manifest["provenance"], manifest["earlier"]) == ({"revision": "median"}, [{"revision": "shapley"}])
+
+
+def test_runs_with_other_oracles_are_not_put_together(
+    tmp_path: Path, shared: tuple[Path, Path], make_grid: Callable[..., Grid]
+) -> None:
+    table = shared[1] / "results.csv"
+    header, *lines = table.read_text().splitlines()
+    accuracy = header.split(",").index("test_accuracy")
+    changed = [line.split(",") for line in lines]
+    for fields in changed:
+        fields[accuracy] = "0.125"
+    table.write_text("\n".join([header, *map(",".join, changed)]) + "\n")
+    with pytest.raises(
+        ResultsError, match=r"cannot be reused together: under .* oracle has .* and 0\.125 in the other"
+    ):
+        open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=shared)
+    assert not (tmp_path / "new" / "results.csv").exists()
