@@ -43,8 +43,9 @@ update; that update alone) are tried on the utility half of the root data, and {
 _CHOICE = {
     "least": """the one of least loss is taken if it
 beats the first by more than {margin:g} standard errors""",
-    "clients": """the one with the largest share
-for the clients is taken that no other beats by more than {margin:g} standard errors""",
+    "clients": """of those that the one of
+least loss does not beat by more than {margin:g} standard errors, that with the largest share for the clients is
+taken""",
 }
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.

@@ -44,10 +44,9 @@ class TrustWeighting:
         safeguard_margin: Standard errors by which one candidate's loss must be less than another's to count as less; 0
             for any gain. A utility half of one sample has no spread, and so no margin.
         safeguard_choice: ``"least"``: the candidate of least loss among the first and those whose loss is less than the
-            first's. ``"clients"``: the one with the largest share for the clients of those whose loss no other's is
-            less than (the one-standard-error rule, Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section
-            7.10). The reference's step is the best one to take for the root data themselves, and where it is the best
-            one ahead in every round, choosing the least loss ends where root data alone does.
+            first's. ``"clients"``: of those than which the least loss is not less, the one with the largest share for
+            the clients (the one-standard-error rule, Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section
+            7.10), because the next model's loss on root data favours the step that root data lead to.
     """
 
     update_clip: str = "median"
