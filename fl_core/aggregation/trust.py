@@ -1,7 +1,6 @@
 """From trust to an update: clip, weigh, let the reference update take part, and look before the step is taken."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -17,7 +16,7 @@ from fl_core.registry import check_known
 _LARGEST = 1e6
 CLIPS = ("none", "median", "reference", "median_or_reference")
 CHOICES = ("least", "clients")
-# Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
+# Parts of their weight that clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
 _KEPT = (1.0, 0.75, 0.5, 0.25)
 
 
@@ -28,25 +27,25 @@ class TrustWeighting:
     The aggregate is ``Σ wᵢ·clip(Δᵢ) + w₀·reference`` with weights proportional to trust, and the reference taking part
     as one more client with trust ``root_anchor``: so the aggregate is never worse founded than root data alone.
 
-    The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
-    the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
-    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. The least of
-    nine losses on a few samples is not always the best model: a difference counts only if it is more than a margin, in
-    standard errors of the difference between the two, sample by sample. So but for the margin no round ends worse, by
-    that loss, than root data alone would have ended it, whoever was trusted.
+    The *safeguard* is a line search on root data, by the loss on the utility half of the models that nine candidates
+    make: that aggregate, the same without the clients whose Shapley value is not positive, both of them mixed with the
+    reference update (75, 50 or 25 % of their weight is kept), and the reference update alone. The least of nine losses
+    on a few samples is not always the best model: a difference counts only if it is more than a margin, in standard
+    errors of the difference between the two, sample by sample. So but for the margin no round ends worse, by that loss,
+    than root data alone would have ended it, whoever was trusted.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
             two (``"median_or_reference"``: a majority that sends next to nothing cannot shrink the others), or
             ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
-        safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
+        safeguard: Search among the candidates; otherwise the first is taken. Needs the view's root data.
         safeguard_margin: Standard errors by which one candidate's loss must be less than another's to count as less; 0
             for any gain. A utility half of one sample has no spread, and so no margin.
-        safeguard_choice: ``"least"``: the candidate of least loss among the first and those whose loss is less than the
-            first's. ``"clients"``: of those than which the least loss is not less, the one with the largest share for
-            the clients (the one-standard-error rule, Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section
-            7.10), because the next model's loss on root data favours the step that root data lead to.
+        safeguard_choice: ``"least"``: of the first and those whose loss is less than the first's, the one of least
+            loss. ``"clients"``: of those than which the least loss is not less, the one with the largest share for the
+            clients (the one-standard-error rule, Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section 7.10),
+            because the next model's loss on root data favours the step that root data lead to.
     """
 
     update_clip: str = "median"
@@ -96,8 +95,7 @@ class TrustWeighting:
             helpful = view.fingerprint.column("shapley")[~view.rejected] > 0
             # Where nobody with trust helps and there is no anchor either, nothing is left to be shared out.
             either = torch.stack([weights, self.weights(trust * helpful)[0].nan_to_num()])
-            choose = _least if self.safeguard_choice == "least" else _most_clients
-            return _safest(view, clipped, either, lambda losses: choose(losses, self.safeguard_margin))
+            return _safest(view, clipped, either, self)
         return Aggregate(weighted_mean(clipped, weights) + root_weight * reference, weights, float(root_weight))
 
 
@@ -140,13 +138,17 @@ class GivenTrust(TrustRule):
         return self.values[~view.rejected].to(view.updates.device)
 
 
-def _safest(view: ServerView, clipped: Tensor, weights: Tensor, choose: Callable[[Tensor], int]) -> Aggregate:
-    """Weights (2, A), trust alone first, each mixed with the reference: the candidate chosen by losses (9, V)."""
+def _safest(view: ServerView, clipped: Tensor, weights: Tensor, weighting: TrustWeighting) -> Aggregate:
+    """Weights (2, A), trust alone first, each mixed with the reference: the candidate that the weighting chooses."""
     reference = require_reference(view, "the safeguard")
     candidates = torch.cat([*(share * weights for share in _KEPT), torch.zeros_like(weights[:1])])
     root_weights = 1 - candidates.sum(dim=1)
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
-    best = choose(view.root_sample_losses(updates))
+    losses, margin = view.root_sample_losses(updates), weighting.safeguard_margin
+    if weighting.safeguard_choice == "least":
+        best = _least(losses, margin)
+    else:
+        best = _most_clients(losses, candidates.sum(dim=1), margin)
     # Copies: what is kept of the round should not hold on to all candidates.
     return Aggregate(updates[best].clone(), candidates[best].clone(), float(root_weights[best]))
 
@@ -161,13 +163,14 @@ def _least(losses: Tensor, margin: float) -> int:
     return int(torch.where(_less(losses, losses[0], margin), means, means[0]).argmin())
 
 
-def _most_clients(losses: Tensor, margin: float) -> int:
-    """Like ``_least``; the first of those than which the one of least loss is not better by more than the margin.
+def _most_clients(losses: Tensor, shares: Tensor, margin: float) -> int:
+    """Index of a candidate, given losses (K, V) and the share (K,) that each leaves to the clients.
 
-    Candidates come in the order of the clients' share.
+    Eligible is what the one of least mean loss is not better than by more than ``margin`` standard errors. Of the
+    eligible the one with the largest share; of equals the first.
     """
-    behind = _less(losses[losses.mean(dim=1).argmin()], losses, margin)
-    return int((~behind).int().argmax())
+    eligible = ~_less(losses[losses.mean(dim=1).argmin()], losses, margin)
+    return int(torch.where(eligible.to(shares.device), shares, -1.0).argmax())
 
 
 def _less(one: Tensor, other: Tensor, margin: float) -> Tensor:
@@ -205,7 +208,7 @@ class SafeguardedShapley(ShapleyTrust):
     """The rule ``shapley`` with the safeguard: all of a deployed policy but the policy.
 
     Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``; of nine mixtures with the reference that with the least loss on the utility
-        half, if that is less than trust alone's by more than the margin, as ``TrustWeighting`` says.
+        half, if that is less than trust alone's by more than the margin, as ``TrustWeighting`` says by default.
     Source: ours.
     Checked against: the losses of its candidates one by one.
 
