@@ -7,9 +7,9 @@
 Every train attack in both forms at the usual and at four times the usual strength (``--strengths``), 30, 45 and 60 % of
 20 clients malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split
 seeds from 20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points.
-With ``--strengths searched`` the adversary takes, in every round, the strength that sets the rule in question furthest
-back along the honest mean. A policy's rows are written as soon as it has been run. No test data and no held-out attack:
-what is chosen here may be reported elsewhere.
+With ``--strengths searched`` the adversary takes, in every round, of sixteen strengths that it tries the one that sets
+the rule in question furthest back along the honest mean. A policy's rows are written as soon as it has been run. No
+test data and no held-out attack: what is chosen here may be reported elsewhere.
 """
 
 import csv
@@ -166,20 +166,19 @@ def main(arguments: Arguments) -> None:
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
 
-        def means(label: str, of: list[Scenario]) -> list[float]:
-            """Accuracy of each scenario, a mean over the federations."""
+        def means(label: str, played: list[Scenario]) -> list[float]:
+            """Accuracy under each scenario, a mean over the federations."""
             seeds = range(arguments.seeds)
-            futures = [[pool.submit(accuracy, arguments, label, one, seed) for seed in seeds] for one in of]
-            return [fmean(future.result() for future in row) for row in futures]
+            futures = [[pool.submit(accuracy, arguments, label, one, seed) for seed in seeds] for one in played]
+            return [fmean(future.result() for future in of_seeds) for of_seeds in futures]
 
         known = {label: means(label, [scenario for _, scenario in first]) for label in REFERENCES}
         reference = {key: [known[label][i] for label in REFERENCES] for i, (key, _) in enumerate(first)}
         for label in arguments.policies:
-            reached = means(label, [scenario for *_, scenario in scenarios])
-            of: dict[tuple[float, float], list[float]] = {}
-            for (alpha, fraction, _), value in zip(scenarios, reached, strict=True):
-                of.setdefault((alpha, fraction), []).append(value)
-            append(arguments, [row(arguments, label, key, values, reference[key]) for key, values in of.items()])
+            reached: dict[tuple[float, float], list[float]] = {}
+            for (*key, _), value in zip(scenarios, means(label, [one for *_, one in scenarios]), strict=True):
+                reached.setdefault((key[0], key[1]), []).append(value)
+            append(arguments, [row(arguments, label, key, values, reference[key]) for key, values in reached.items()])
 
 
 def row(

@@ -3,12 +3,12 @@
 Train attacks and validation data only, on the fixed scenarios by which training selects: a data set's own policy was
 chosen on them, the others were not. The mean reward (oracle gap, nats a round) and the mean
 validation accuracy of the last round over the same episodes for every policy. `equal` is no policy at all: every
-client is trusted fully, and the root data is one more client. Each policy clips updates as its card says.
+client is trusted fully, and the root data is one more client. Trust is weighed as a policy's card says.
 
     python benchmarks/transfer.py digits fashion_mnist --env-ids OptiGrad/Digits-v0 OptiGrad/MNIST-v0 --data-dir DIR
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from agents.callbacks import FixedScenarioEvaluation
 from agents.deployed import weighting_of
 from agents.environments import given_settings, make_env
 from agents.playing import Act, greedy, play
+from fl_core.aggregation import TrustWeighting
 from fl_core.files import write_csv
 from optigrad_env.scenarios import EVALUATION_SPLIT
 
@@ -61,8 +62,9 @@ def main(arguments: Arguments) -> None:
     for env_id in arguments.env_ids:
         settings = given_settings(data_dir=arguments.data_dir, num_clients=arguments.num_clients)
         for policy in ("equal", *arguments.policies):
-            act, clip = acting(policy), "median" if policy == "equal" else weighting_of(load_policy(policy)).update_clip
-            settings |= {"scenarios": arguments.scenarios, "update_clip": clip, "safeguard": arguments.safeguard}
+            act = acting(policy)
+            weighting = TrustWeighting() if policy == "equal" else weighting_of(load_policy(policy))
+            settings |= {**asdict(weighting), "safeguard": arguments.safeguard, "scenarios": arguments.scenarios}
             env = make_env(env_id, **settings, split_seed=EVALUATION_SPLIT)
             played = [play(env, act, FixedScenarioEvaluation.SEED + episode) for episode in range(arguments.episodes)]
             rows.append(

@@ -70,8 +70,8 @@ class ScenarioDistribution:
         random_strength: Draw the attack's strength too; otherwise its usual value.
         weakest: The lower ends of the strengths' ranges are multiplied by this, at most 1: with 0.05, updates that are
             shrunk to a tenth or turned round at a fortieth of their size, which no single feature gives away.
-        erratic: Probability that an attack's strength, where it has one, is another in every round: what was drawn,
-            times or by a factor of up to 2 to 20, which is drawn too.
+        erratic: Probability that the strength of an attack that has one is multiplied, in every round anew, by a factor
+            between 1/s and s; s is drawn from 2 to 20, log-uniformly.
         collusion: Probability of an attack's colluding form.
         roots: Number of draws of root data that episodes choose from. 1 is the federation's own alone; each other one
             is a sample of its own, of another size and bias, for which an autoencoder is trained once.
@@ -194,7 +194,7 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 BROAD = ScenarioDistribution(malicious_fraction=(0.0, 0.6), alpha=(0.05, 10.0), onset=(0, 10))
 # The same with attacks too weak to stand out: what they cost a federation is the length of its step.
 FAINT = replace(BROAD, weakest=0.05)
-# The same, half of them with a strength that is another in every round, as if an adversary were trying things out.
+# The same, half of those that have a strength with another one in every round, as if somebody were trying things out.
 ERRATIC = replace(FAINT, erratic=0.5)
 # Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
 WIDE = ScenarioDistribution(

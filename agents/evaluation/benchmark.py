@@ -17,6 +17,9 @@ from agents.evaluation.report.writing import Report
 from agents.evaluation.results import ResultsDirectory
 from fl_core.files import write_json
 
+# What a report says of a run before the last one.
+_RUN = ("command", "revision", "versions", "python", "machine")
+
 
 @dataclass(frozen=True)
 class Benchmark:
@@ -75,10 +78,13 @@ class Benchmark:
 
     def report(self) -> Report:
         """Writes the report from what is on the disk, with the provenance that its last cells were run with."""
-        facts = json.loads((self.out / MANIFEST).read_text()).get("provenance") or self._facts(0)
+        manifest = json.loads((self.out / MANIFEST).read_text())
+        facts = manifest.get("provenance") or self._facts(0)
         # Cells that were reused may be of a larger grid: who ran them, and how, is theirs; what is shown is this one.
         present = self._facts(0)
         facts = {**facts, **{name: present[name] for name in ("seeds", "policies", "grid") if name in present}}
+        if manifest.get("earlier"):  # runs that gave a part of the cells
+            facts["earlier"] = [{name: run.get(name) for name in _RUN} for run in manifest["earlier"]]
         labels = dict.fromkeys(name.rpartition(" on ")[0] for name in policies(self.grid))
         return write_report(self.out, facts, list(labels), cell=self.shown_cell)
 

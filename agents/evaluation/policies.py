@@ -16,6 +16,8 @@ SHIPPED = "shipped"
 SHIPPED_LABEL = "optigradtrust"
 # For data sets that no policy was trained on: of those there are, the one that has seen images of a usual size.
 _FALLBACK = "fashion_mnist"
+# Fields of a weighting that the first published results did not have.
+_LATER = ("safeguard_choice",)
 
 
 @dataclass(frozen=True)
@@ -74,13 +76,13 @@ def locate_policy(policy: str, data_set: str) -> str:
 
 
 def _told(weighting: TrustWeighting) -> str:
-    """A weighting in words, for a checksum. A field that came later is left out at its default.
+    """A weighting in words, for a checksum. Fields that came later are left out at their default.
 
-    So results that were measured before it was there can be continued and reused.
+    So results that were measured before they were there can be continued and reused.
     """
-    told = repr(weighting)
-    default = f", safeguard_choice={TrustWeighting.safeguard_choice!r}"
-    return told.replace(default, "")
+    values = {each.name: (getattr(weighting, each.name), each.default) for each in fields(weighting)}
+    told = [f"{name}={value!r}" for name, (value, default) in values.items() if name not in _LATER or value != default]
+    return f"TrustWeighting({', '.join(told)})"
 
 
 def policy_facts(source: str, **weighting: Any) -> PolicyFacts:

@@ -2,13 +2,16 @@
 
 import io
 import json
-import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
+from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
 from agents.evaluation.files import (
     AXES,
     CURVES,
@@ -26,7 +29,8 @@ from agents.evaluation.files import (
 from agents.evaluation.grid import Cell
 from fl_core.files import write_atomically, write_json
 
-_ACCURACY = "test_accuracy"
+# What is the same wherever a run is repeated.
+_EQUAL = ("test_accuracy", "test_loss")
 
 
 def reusable(sources: Sequence[Path], target: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
@@ -64,42 +68,54 @@ def _agreeing(source: Path, target: Path, wanted: Mapping[str, Any]) -> dict[str
 
 def rows_to_reuse(
     sources: Sequence[Path], expected: Mapping[Cell, Sequence[str]]
-) -> dict[str, tuple[list[str], list[dict[str, str]]]]:
-    """By table the columns, and the rows that a grid needs from several results directories; nothing is written.
+) -> dict[str, list[Mapping[str, str]]]:
+    """By table the rows that a grid needs from several results directories; nothing is written.
 
     Args:
-        sources: See ``reusable``. A row that several have is the first's.
+        sources: See ``reusable``. A row that several have is the first's; one that stands twice in a directory is left
+            out with the rest of its cell.
         expected: Labels of the rows that each of the grid's cells has.
 
     Raises:
-        ResultsError: Two directories have another accuracy in the same row: they are of two machines or two versions,
-            and regret to the oracle of the one is none to that of the other.
+        ResultsError: A table has other columns than this version writes. Or two directories have another accuracy or
+            loss in the same row: they are of two machines or two versions, and regret to the oracle of the one is none
+            to that of the other.
     """
     labels: dict[CellKey, set[str]] = {cell_key(cell): set(names) for cell, names in expected.items()}
-    tables = {}
-    for name in (RESULTS, TIMINGS):
-        found: dict[tuple[CellKey, str], tuple[Path, dict[str, str]]] = {}
+    tables: dict[str, list[Mapping[str, str]]] = {}
+    for name, wanted in ((RESULTS, COLUMNS), (TIMINGS, TIMING_COLUMNS)):
+        found: dict[tuple[CellKey, str], tuple[Path, Mapping[str, str]]] = {}
         for source in sources:
             columns, rows, _ = whole_rows(source / name)
+            if columns != list(wanted):
+                raise ResultsError(f"{source / name} has other columns than this version writes: {', '.join(columns)}")
+            count = Counter((key_of(row), row["rule"]) for row in rows)
+            damaged = {key for (key, _), times in count.items() if times > 1}
             for row in rows:
                 key = key_of(row)
-                if row["rule"] in labels.get(key, ()):
-                    owner, before = found.setdefault((key, row["rule"]), (source, row))
-                    if before.get(_ACCURACY) != row.get(_ACCURACY):
-                        raise ResultsError(
-                            f"{owner} and {source} cannot be reused together: under {row['attack']}, seed "
-                            f"{row['seed']}, {row['rule']} has {before[_ACCURACY]} in the one and {row[_ACCURACY]} in "
-                            "the other; measure one of them again"
-                        )
-        tables[name] = (list(columns), [row for _, row in found.values()])
+                if row["rule"] in labels.get(key, ()) and key not in damaged:
+                    _check_equal(found.setdefault((key, row["rule"]), (source, row)), (source, row))
+        tables[name] = [row for _, row in found.values()]
     return tables
+
+
+def _check_equal(one: tuple[Path, Mapping[str, str]], other: tuple[Path, Mapping[str, str]]) -> None:
+    """Raises a ResultsError, if two directories' rows of the same run have other figures."""
+    row = other[1]
+    for name in _EQUAL:
+        if one[1].get(name) != row.get(name):
+            raise ResultsError(
+                f"{one[0]} and {other[0]} cannot be reused together: under {row['attack']}, seed {row['seed']}, "
+                f"{row['rule']} has {name} {one[1][name]} in the one and {row[name]} in the other; measure one of them "
+                "again"
+            )
 
 
 def reuse_cells(
     sources: Sequence[Path],
     target: Path,
     manifest: Mapping[str, Any],
-    tables: Mapping[str, tuple[Sequence[str], Sequence[Mapping[str, str]]]],
+    tables: Mapping[str, Sequence[Mapping[str, str]]],
     cells: Iterable[Cell],
 ) -> None:
     """Copies what a grid needs from other results directories, which stay as they are.
@@ -111,29 +127,37 @@ def reuse_cells(
         tables: What ``rows_to_reuse`` returned.
         cells: The grid's.
     """
-    for name, (columns, rows) in tables.items():
+    for name, columns in ((RESULTS, COLUMNS), (TIMINGS, TIMING_COLUMNS)):
         header = dict(zip(columns, columns, strict=True))
-        write_atomically(target / name, table_lines([header, *rows], columns))
+        write_atomically(target / name, table_lines([header, *tables[name]], columns))
+    rules: dict[CellKey, list[str]] = {}
+    for row in tables[RESULTS]:
+        rules.setdefault(key_of(row), []).append(row["rule"])
     for cell in cells:
-        curves = [path for source in sources if (path := source / CURVES / curves_name(cell)).exists()]
-        if curves:
+        curves = _curves([source / CURVES / curves_name(cell) for source in sources], rules.get(cell_key(cell), ()))
+        if curves is not None:
             (target / CURVES).mkdir(exist_ok=True)
-            _copy_curves(curves, target / CURVES / curves_name(cell))
+            write_atomically(target / CURVES / curves_name(cell), curves)
     write_json(target / MANIFEST, manifest)
 
 
-def _copy_curves(sources: Sequence[Path], target: Path) -> None:
-    """One file of all arrays; of several with the same name the first's."""
-    if len(sources) == 1:
-        shutil.copyfile(sources[0], target)
-        return
+def _curves(paths: Sequence[Path], rules: Sequence[str]) -> bytes | None:
+    """All arrays of several files in one, the first's where they share a name; ``None`` unless every rule has its own.
+
+    The curves of a part of the rules would be no help.
+    """
+    there = [path for path in paths if path.exists()]
+    if len(there) == 1 == len(paths):
+        return there[0].read_bytes()
     arrays: dict[str, Any] = {}
-    for source in reversed(sources):
-        with np.load(source) as there:
-            arrays.update(there)
+    for path in reversed(there):
+        with suppress(OSError, ValueError, BadZipFile), path.open("rb") as stream, np.load(stream) as file:
+            arrays.update(file)
+    if not rules or not {f"{rule}/accuracy" for rule in rules} <= set(arrays):
+        return None
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    write_atomically(target, buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _manifest(source: Path) -> dict[str, Any]:

@@ -133,32 +133,48 @@ class ColludableAttack(Attack):
         colluding: The malicious clients agree first: each starts from their common mean instead of its own update.
         jitter: Length of the noise that each malicious client adds to what it sends, relative to the length of that:
             so that equal rows are not what gives colluding clients away.
-        spread: The strength of each round is the attack's own times a factor between 1/spread and spread, the same for
-            all malicious clients, drawn log-uniformly; 1 keeps it as it is. For attacks that have a strength.
     """
 
-    # The field that says how strong the attack is, where there is one.
-    strength_field: ClassVar[str | None] = None
     colluding: bool = False
     jitter: float = 0.0
-    spread: float = field(default=1.0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_jitter(type(self).__name__, self.jitter)
-        check_spread(type(self).__name__, self.spread, self.strength_field)
 
     def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.__call__``."""
-        if self.spread > 1:
-            assert self.strength_field is not None
-            factor = self.spread ** (2 * float(torch.rand((), generator=adversary.generator)) - 1)
-            strength = factor * getattr(self, self.strength_field)
-            return replace(self, spread=1.0, **{self.strength_field: strength})(updates, malicious, adversary)
         if self.colluding and malicious.any():
             updates = torch.where(malicious[:, None].to(updates.device), updates[malicious].mean(dim=0), updates)
         sent = super().__call__(updates, malicious, adversary)
         sent[malicious] = jittered(sent[malicious], self.jitter, adversary.generator)
         return sent
+
+
+@dataclass(frozen=True)
+class StrengthAttack(ColludableAttack):
+    """An attack that one number makes stronger or weaker.
+
+    Attributes:
+        strength_field: Name of the field that is that number.
+        spread: The strength of each round is the attack's own times a factor between 1/spread and spread, the same for
+            all malicious clients, drawn log-uniformly; 1 keeps it as it is.
+    """
+
+    strength_field: ClassVar[str]
+    spread: float = field(default=1.0, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.spread < math.inf:
+            raise ValueError(f"{type(self).__name__}: spread must be a finite factor of 1 or more, got {self.spread}")
+
+    def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.__call__``."""
+        if self.spread == 1:
+            return super().__call__(updates, malicious, adversary)
+        factor = self.spread ** (2 * float(torch.rand((), generator=adversary.generator)) - 1)
+        strength = {self.strength_field: factor * getattr(self, self.strength_field)}
+        return replace(self, spread=1.0, **strength)(updates, malicious, adversary)
 
 
 def jittered(rows: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
@@ -174,14 +190,6 @@ def check_jitter(attack: str, jitter: float) -> None:
     """Raises a ValueError that names the attack, if the jitter is not a finite number of 0 or more."""
     if not 0 <= jitter < math.inf:
         raise ValueError(f"{attack}: jitter must be 0 or more and finite, got {jitter}")
-
-
-def check_spread(attack: str, spread: float, strength_field: str | None) -> None:
-    """Raises a ValueError that names the attack, if the spread is below 1 or there is nothing to spread."""
-    if isinstance(spread, bool) or not isinstance(spread, int | float) or not 1 <= spread < math.inf:
-        raise ValueError(f"{attack}: spread must be a finite factor of 1 or more, got {spread!r}")
-    if spread > 1 and strength_field is None:
-        raise ValueError(f"{attack}: spread={spread} varies an attack's strength, and this one has none; leave it out")
 
 
 def check_finite(attack: str, field: str, value: float) -> None:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from fl_core.attacks.adversary import AdversaryView
-from fl_core.attacks.base import Attack, ColludableAttack, check_finite, register_attack
+from fl_core.attacks.base import Attack, StrengthAttack, check_finite, register_attack
 
 
 @register_attack("scaling")
 @dataclass(frozen=True)
-class Scaling(ColludableAttack):
+class Scaling(StrengthAttack):
     """Sends its update many times over.
 
     Formula: ``factor · Δ``.
@@ -26,7 +26,7 @@ class Scaling(ColludableAttack):
         factor: How many times.
     """
 
-    strength_field: ClassVar[str | None] = "factor"
+    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Scaling(ColludableAttack):
 
 @register_attack("partial_scaling")
 @dataclass(frozen=True)
-class PartialScaling(ColludableAttack):
+class PartialScaling(StrengthAttack):
     """Scales a random part of the coordinates.
 
     Formula: ``factor · Δ`` in a random share of the coordinates, ``Δ`` in the others.
@@ -54,7 +54,7 @@ class PartialScaling(ColludableAttack):
         share: Probability of a coordinate to be scaled.
     """
 
-    strength_field: ClassVar[str | None] = "factor"
+    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
     share: float = 0.5
 
@@ -73,7 +73,7 @@ class PartialScaling(ColludableAttack):
 
 @register_attack("sign_flip")
 @dataclass(frozen=True)
-class SignFlip(ColludableAttack):
+class SignFlip(StrengthAttack):
     """Sends the reverse of its update.
 
     Formula: ``−scale · Δ``.
@@ -86,7 +86,7 @@ class SignFlip(ColludableAttack):
         scale: How long the reverse is, relative to the update.
     """
 
-    strength_field: ClassVar[str | None] = "scale"
+    strength_field: ClassVar[str] = "scale"
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class SignFlip(ColludableAttack):
 
 @register_attack("gaussian_noise")
 @dataclass(frozen=True)
-class GaussianNoise(ColludableAttack):
+class GaussianNoise(StrengthAttack):
     """Adds isotropic Gaussian noise to its update.
 
     Formula: ``Δ + factor · ‖Δ‖/√P · ξ`` with ξ standard normal, so the noise is ``factor · ‖Δ‖`` long in expectation.
@@ -113,7 +113,7 @@ class GaussianNoise(ColludableAttack):
         factor: Length of the noise, relative to the update.
     """
 
-    strength_field: ClassVar[str | None] = "factor"
+    strength_field: ClassVar[str] = "factor"
     factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -127,7 +127,7 @@ class GaussianNoise(ColludableAttack):
 
 @register_attack("random_direction")
 @dataclass(frozen=True)
-class RandomDirection(ColludableAttack):
+class RandomDirection(StrengthAttack):
     """Sends a random vector in place of its update.
 
     Formula: ``factor · ‖Δ‖/√P · ξ`` with ξ standard normal.
@@ -140,7 +140,7 @@ class RandomDirection(ColludableAttack):
         factor: Its length in expectation, relative to the update.
     """
 
-    strength_field: ClassVar[str | None] = "factor"
+    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -154,7 +154,7 @@ class RandomDirection(ColludableAttack):
 
 @register_attack("same_value")
 @dataclass(frozen=True)
-class SameValue(ColludableAttack):
+class SameValue(StrengthAttack):
     """Sends one and the same number in every coordinate.
 
     Formula: ``factor · ‖Δ‖/√P · 1``.
@@ -167,7 +167,7 @@ class SameValue(ColludableAttack):
         factor: Length of what is sent, relative to the update; below 0 the number is negative.
     """
 
-    strength_field: ClassVar[str | None] = "factor"
+    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:

@@ -1,5 +1,6 @@
 """The policies that ship with the package."""
 
+import json
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 
 from agents import TrustAggregator, load_policy
 from agents.deployed import CARD, MODEL_CARD, PRETRAINED, WEIGHTS, read_card, shipped_policies
+from agents.evaluation.policies import policy_facts
 from agents.model_card import model_card
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import Rule, TrustWeighting, make_rule
@@ -66,3 +68,10 @@ def test_on_validation_data_it_is_far_ahead_of_the_plain_mean_under_an_attack_it
         return float(metrics.accuracy[0])
 
     assert accuracy(TrustAggregator(load_policy("digits"))) > accuracy(make_rule("fedavg")) + 0.1
+
+
+@pytest.mark.parametrize("results", ["held_out", "held_out_majority", "quick"])
+def test_published_results_are_of_the_policy_that_ships(results: str) -> None:
+    """Or nobody could continue or reuse them; a weighting that gets another field does not change what is there."""
+    manifest = json.loads((PRETRAINED.parents[1] / "results" / results / "manifest.json").read_text())
+    assert manifest["grid"]["policies"]["optigradtrust on OptiGrad/Digits-v0"] == policy_facts("digits").checksum

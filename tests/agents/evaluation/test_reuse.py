@@ -162,7 +162,7 @@ def test_overwritten_results_leave_no_report_behind(stopped: Path, make_grid: Ca
 
 
 @pytest.fixture
-def shared(tmp_path: Path, make_grid: Callable[..., Grid], results: list[CellResult]) -> tuple[Path, Path]:
+def shared(tmp_path: Path, make_grid: Callable[..., Grid]) -> tuple[Path, Path]:
     """The usual grid's results in two directories, each with other rules; both have the references."""
     paths = []
     for rules in (("median", "fedavg"), ("shapley",)):
@@ -208,7 +208,45 @@ def test_runs_with_other_oracles_are_not_put_together(
         fields[accuracy] = "0.125"
     table.write_text("\n".join([header, *map(",".join, changed)]) + "\n")
     with pytest.raises(
-        ResultsError, match=r"cannot be reused together: under .* oracle has .* and 0\.125 in the other"
+        ResultsError, match=r"reused together: under .* oracle has test_accuracy .* and 0\.125 in the other"
     ):
         open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=shared)
     assert not (tmp_path / "new" / "results.csv").exists()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_table_with_other_columns_is_refused_before_anything_is_deleted(
+    order: int, tmp_path: Path, shared: tuple[Path, Path], make_grid: Callable[..., Grid]
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    open_directory(tmp_path / "new", grid).__exit__(None, None, None)
+    before = contents(tmp_path / "new")
+    table = shared[1] / "timings.csv"
+    table.write_text(table.read_text().replace("server_seconds", "seconds"))
+    with pytest.raises(ResultsError, match=r"timings\.csv has other columns than this version writes: rule, "):
+        open_directory(tmp_path / "new", grid, overwrite=True, reuse=shared[::order])
+    assert contents(tmp_path / "new") == before
+
+
+def test_a_cell_with_a_row_that_stands_twice_is_run_again(
+    tmp_path: Path, shared: tuple[Path, Path], make_grid: Callable[..., Grid]
+) -> None:
+    table = shared[0] / "results.csv"
+    last = table.read_text().splitlines()[-1]
+    table.write_text(f"{table.read_text()}{last}\n")
+    grid = make_grid(rules=RULES, features=True)
+    with open_directory(tmp_path / "new", grid, reuse=shared) as directory:
+        assert directory.missing() == grid.cells()[-1:]
+        assert "shapley" in directory.known()[grid.cells()[-1]]
+
+
+@pytest.mark.parametrize("damage", ["left behind", "torn"])
+def test_curves_of_a_part_of_the_rules_are_left_behind(
+    damage: str, tmp_path: Path, shared: tuple[Path, Path], make_grid: Callable[..., Grid]
+) -> None:
+    path = next((shared[1] / "curves").iterdir())
+    path.unlink() if damage == "left behind" else path.write_bytes(path.read_bytes()[:100])
+    with open_directory(tmp_path / "new", make_grid(rules=RULES, features=True), reuse=shared) as directory:
+        assert not directory.missing()
+    found = {each.name for each in (tmp_path / "new" / "curves").iterdir()}
+    assert found == {each.name for each in (shared[0] / "curves").iterdir()} - {path.name}
