@@ -39,14 +39,8 @@ _TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={
 _NO_OTHER = ("it has seen no other weighting", "it has seen no other weighting since the policy that it began with")
 _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen in training: nine candidate updates (its
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
-update; that update alone) are tried on the utility half of the root data, and {choice}."""
-_CHOICE = {
-    "least": """the one of least loss is taken if it
-beats the first by more than {margin:g} standard errors""",
-    "clients": """of those that the one of
-least loss does not beat by more than {margin:g} standard errors, that with the largest share for the clients is
-taken""",
-}
+update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
+beats the first by more than {margin:g} standard errors."""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
@@ -67,9 +61,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
         trained=_TRAINED.format(**trained) if trained else _NO_OTHER[bool(provenance.get("started_from"))],
-        safeguard=_SAFEGUARD.format(
-            choice=_CHOICE[weighting.safeguard_choice].format(margin=weighting.safeguard_margin)
-        )
+        safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
         else "It is deployed without the safeguard.",
         facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),

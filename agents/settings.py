@@ -46,8 +46,8 @@ class TrainingSettings:
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     scenarios: str = "default"
     """Named distribution of training scenarios: default; broad (up to 60 % malicious, more kinds of heterogeneity,
-    later attacks); faint (the same, and attacks too weak to stand out); erratic (faint, and strengths that are another
-    in every round); wide (broad, and other root data in every episode; without the gradient of the warm start)."""
+    later attacks); faint (the same, and attacks too weak to stand out); wide (broad, and other root data in every
+    episode; without the gradient of the warm start)."""
     data_dir: Path | None = None
     """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False

@@ -100,8 +100,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
     - `reward`: name of a term, or a mapping from names to weights.
     - `scenarios`: a `ScenarioDistribution`, a mapping of its fields, or a name: `"broad"`, from no malicious client to
       a majority of 60 %, nearly equal clients and late attacks too; `"faint"`, the same and attacks too weak to stand
-      out; `"erratic"`, the same and strengths that are another in every round; `"wide"`, as `"broad"` with eight draws
-      of root data of 20 to 200 samples.
+      out; `"wide"`, as `"broad"` with eight draws of root data of 20 to 200 samples.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
     - `device`: one of them too, `"cpu"` or `"cuda"`; observations and infos are NumPy arrays either way.
 

@@ -4,8 +4,7 @@ The border is fixed here, in advance: the train attacks are the five of arXiv 25
 colluding form; every other attack is held out: no policy, parameter or threshold is chosen by it.
 
 ``on_off`` and ``late_onset`` are held out for their timetables, although what they do by default is a train attack,
-``sign_flip``: no training scenario stops once it has begun, or begins as late. One whose strength is ``erratic`` may be
-weak in a round and strong in the next.
+``sign_flip``: no training scenario stops once it has begun, or begins as late.
 """
 
 from collections.abc import Mapping
@@ -35,8 +34,7 @@ _STRENGTHS: dict[str, dict[str, tuple[float, float]]] = {
 }
 # What else an attack has that is drawn log-uniformly, and is no strength.
 _SHARES: dict[str, dict[str, tuple[float, float]]] = {"partial_scaling": {"share": (0.2, 0.8)}}
-# Of a strength that is another in every round.
-_SPREAD = (2.0, 20.0)
+
 
 _RANGES = ("malicious_fraction", "alpha", "onset", "root_size", "root_bias", "num_clients", "participation")
 _OPTIONAL_RANGES = ("root_size", "num_clients")
@@ -70,8 +68,6 @@ class ScenarioDistribution:
         random_strength: Draw the attack's strength too; otherwise its usual value.
         weakest: The lower ends of the strengths' ranges are multiplied by this, at most 1: with 0.05, updates that are
             shrunk to a tenth or turned round at a fortieth of their size, which no single feature gives away.
-        erratic: Probability that the strength of an attack that has one is multiplied, in every round anew, by a factor
-            between 1/s and s; s is drawn from 2 to 20, log-uniformly.
         collusion: Probability of an attack's colluding form.
         roots: Number of draws of root data that episodes choose from. 1 is the federation's own alone; each other one
             is a sample of its own, of another size and bias, for which an autoencoder is trained once.
@@ -88,7 +84,6 @@ class ScenarioDistribution:
     onset: tuple[int, int] = (0, 5)
     random_strength: bool = True
     weakest: float = 1.0
-    erratic: float = 0.0
     collusion: float = 0.5
     roots: int = 1
     root_size: tuple[int, int] | None = None
@@ -105,18 +100,6 @@ class ScenarioDistribution:
             raise ValueError(f"attacks is empty; there are: {', '.join(attack_names())}")
         for name in self.attacks:
             Scenario(attack=name)
-        self._check_ranges()
-        for name in ("collusion", "erratic"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise ValueError(f"{name} must be a probability in [0, 1], got {getattr(self, name)}")
-        if not 0.0 < self.weakest <= 1.0:
-            raise ValueError(f"weakest must be a factor in (0, 1], got {self.weakest}")
-        if self.roots < 1:
-            raise ValueError(f"roots must be at least 1, the federation's own; got {self.roots}")
-        if self.roots == 1 and (self.root_size is not None or self.root_bias != (0.0, 0.0)):
-            raise ValueError("root_size and root_bias spread over several draws of root data: give roots, such as 8")
-
-    def _check_ranges(self) -> None:
         for name in _RANGES:
             edges = getattr(self, name)
             if edges is None and name in _OPTIONAL_RANGES:
@@ -125,6 +108,14 @@ class ScenarioDistribution:
                 raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges}")
             for edge in edges:
                 Scenario(**{name: edge})
+        if not 0.0 <= self.collusion <= 1.0:
+            raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
+        if not 0.0 < self.weakest <= 1.0:
+            raise ValueError(f"weakest must be a factor in (0, 1], got {self.weakest}")
+        if self.roots < 1:
+            raise ValueError(f"roots must be at least 1, the federation's own; got {self.roots}")
+        if self.roots == 1 and (self.root_size is not None or self.root_bias != (0.0, 0.0)):
+            raise ValueError("root_size and root_bias spread over several draws of root data: give roots, such as 8")
 
     def sample(self, generator: np.random.Generator, pinned: Mapping[str, Any] | None = None) -> Scenario:
         """Draws a scenario.
@@ -181,8 +172,6 @@ class ScenarioDistribution:
                 options[name] = _log_uniform(generator, self.weakest * low, high)
             for name, bounds in _SHARES.get(attack, {}).items():
                 options[name] = _log_uniform(generator, *bounds)
-        if self.erratic and _STRENGTHS[attack] and generator.random() < self.erratic:
-            options["spread"] = _log_uniform(generator, *_SPREAD)
         return options
 
 
@@ -194,13 +183,11 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 BROAD = ScenarioDistribution(malicious_fraction=(0.0, 0.6), alpha=(0.05, 10.0), onset=(0, 10))
 # The same with attacks too weak to stand out: what they cost a federation is the length of its step.
 FAINT = replace(BROAD, weakest=0.05)
-# The same, half of those that have a strength with another one in every round, as if somebody were trying things out.
-ERRATIC = replace(FAINT, erratic=0.5)
 # Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
 WIDE = ScenarioDistribution(
     malicious_fraction=(0.0, 0.6), alpha=(0.1, 10.0), onset=(0, 10), roots=8, root_size=(20, 200), root_bias=(0.0, 0.5)
 )
-_NAMED = {"default": ScenarioDistribution(), "broad": BROAD, "faint": FAINT, "erratic": ERRATIC, "wide": WIDE}
+_NAMED = {"default": ScenarioDistribution(), "broad": BROAD, "faint": FAINT, "wide": WIDE}
 
 
 def make_scenarios(
@@ -209,8 +196,8 @@ def make_scenarios(
     """A distribution from what an environment was given.
 
     Args:
-        scenarios: A distribution; ``"default"``, ``"broad"``, ``"faint"``, ``"erratic"`` or ``"wide"``; or a mapping
-            of the fields that differ from the default.
+        scenarios: A distribution; ``"default"``, ``"broad"``, ``"faint"`` or ``"wide"``; or a mapping of the fields
+            that differ from the default.
         **usual: Fields whose default is another one here; those of a given distribution stay as they are.
 
     Raises:

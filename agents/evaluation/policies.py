@@ -16,8 +16,6 @@ SHIPPED = "shipped"
 SHIPPED_LABEL = "optigradtrust"
 # For data sets that no policy was trained on: of those there are, the one that has seen images of a usual size.
 _FALLBACK = "fashion_mnist"
-# Fields of a weighting that the first published results did not have.
-_LATER = ("safeguard_choice",)
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,6 @@ def locate_policy(policy: str, data_set: str) -> str:
     return str(shipped_policy(data_set)) if policy == SHIPPED else policy
 
 
-def _told(weighting: TrustWeighting) -> str:
-    """A weighting in words, for a checksum. Fields that came later are left out at their default.
-
-    So results that were measured before they were there can be continued and reused.
-    """
-    values = {each.name: (getattr(weighting, each.name), each.default) for each in fields(weighting)}
-    told = [f"{name}={value!r}" for name, (value, default) in values.items() if name not in _LATER or value != default]
-    return f"TrustWeighting({', '.join(told)})"
-
-
 def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     """Reads a policy's card and checks that its weights load.
 
@@ -103,7 +91,7 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     weighting_used = replace(weighting_of(policy), **weighting)
     if weighting_used != TrustWeighting():
-        digest.update(_told(weighting_used).encode())
+        digest.update(repr(weighting_used).encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     if threshold is not None:

@@ -15,8 +15,7 @@ from fl_core.registry import check_known
 # Of the root's trust and of the margin: far beyond what makes a difference, and within what float32 holds.
 _LARGEST = 1e6
 CLIPS = ("none", "median", "reference", "median_or_reference")
-CHOICES = ("least", "clients")
-# Parts of their weight that clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
+# Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
 _KEPT = (1.0, 0.75, 0.5, 0.25)
 
 
@@ -27,36 +26,30 @@ class TrustWeighting:
     The aggregate is ``Σ wᵢ·clip(Δᵢ) + w₀·reference`` with weights proportional to trust, and the reference taking part
     as one more client with trust ``root_anchor``: so the aggregate is never worse founded than root data alone.
 
-    The *safeguard* is a line search on root data, by the loss on the utility half of the models that nine candidates
-    make: that aggregate, the same without the clients whose Shapley value is not positive, both of them mixed with the
-    reference update (75, 50 or 25 % of their weight is kept), and the reference update alone. The least of nine losses
-    on a few samples is not always the best model: a difference counts only if it is more than a margin, in standard
-    errors of the difference between the two, sample by sample. So but for the margin no round ends worse, by that loss,
-    than root data alone would have ended it, whoever was trusted.
+    The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
+    the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
+    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. The least of
+    nine losses on a few samples is not always the best model: a candidate replaces the first only if it gains more than
+    a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
+    loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
             two (``"median_or_reference"``: a majority that sends next to nothing cannot shrink the others), or
             ``"none"``.
         root_anchor: Trust of the reference update; 1 is a fully trusted client, 0 switches it off.
-        safeguard: Search among the candidates; otherwise the first is taken. Needs the view's root data.
-        safeguard_margin: Standard errors by which one candidate's loss must be less than another's to count as less; 0
-            for any gain. A utility half of one sample has no spread, and so no margin.
-        safeguard_choice: ``"least"``: of the first and those whose loss is less than the first's, the one of least
-            loss. ``"clients"``: of those than which the least loss is not less, the one with the largest share for the
-            clients (the one-standard-error rule, Breiman et al. 1984, section 3.4.3; Hastie et al. 2009, section 7.10),
-            because the next model's loss on root data favours the step that root data lead to.
+        safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
+        safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
+            utility half of one sample has no spread, and so no margin.
     """
 
     update_clip: str = "median"
     root_anchor: float = 1.0
     safeguard: bool = False
     safeguard_margin: float = 0.5
-    safeguard_choice: str = "least"
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        check_known("safeguard_choice", [self.safeguard_choice], CHOICES)
         for name in ("root_anchor", "safeguard_margin"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
@@ -95,7 +88,7 @@ class TrustWeighting:
             helpful = view.fingerprint.column("shapley")[~view.rejected] > 0
             # Where nobody with trust helps and there is no anchor either, nothing is left to be shared out.
             either = torch.stack([weights, self.weights(trust * helpful)[0].nan_to_num()])
-            return _safest(view, clipped, either, self)
+            return _safest(view, clipped, either, self.safeguard_margin)
         return Aggregate(weighted_mean(clipped, weights) + root_weight * reference, weights, float(root_weight))
 
 
@@ -138,17 +131,13 @@ class GivenTrust(TrustRule):
         return self.values[~view.rejected].to(view.updates.device)
 
 
-def _safest(view: ServerView, clipped: Tensor, weights: Tensor, weighting: TrustWeighting) -> Aggregate:
-    """Weights (2, A), trust alone first, each mixed with the reference: the candidate that the weighting chooses."""
+def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -> Aggregate:
+    """Weights (2, A), trust alone first, each mixed with the reference: the candidate that ``_least`` chooses."""
     reference = require_reference(view, "the safeguard")
     candidates = torch.cat([*(share * weights for share in _KEPT), torch.zeros_like(weights[:1])])
     root_weights = 1 - candidates.sum(dim=1)
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
-    losses, margin = view.root_sample_losses(updates), weighting.safeguard_margin
-    if weighting.safeguard_choice == "least":
-        best = _least(losses, margin)
-    else:
-        best = _most_clients(losses, candidates.sum(dim=1), margin)
+    best = _least(view.root_sample_losses(updates), margin)
     # Copies: what is kept of the round should not hold on to all candidates.
     return Aggregate(updates[best].clone(), candidates[best].clone(), float(root_weights[best]))
 
@@ -159,27 +148,10 @@ def _least(losses: Tensor, margin: float) -> int:
     The one of least mean loss, among the first and those that are better by more than ``margin`` standard errors of the
     difference; of equals the first.
     """
-    means = losses.mean(dim=1)
-    return int(torch.where(_less(losses, losses[0], margin), means, means[0]).argmin())
-
-
-def _most_clients(losses: Tensor, shares: Tensor, margin: float) -> int:
-    """Index of a candidate, given losses (K, V) and the share (K,) that each leaves to the clients.
-
-    Eligible is what the one of least mean loss is not better than by more than ``margin`` standard errors. Of the
-    eligible the one with the largest share; of equals the first.
-    """
-    eligible = ~_less(losses[losses.mean(dim=1).argmin()], losses, margin)
-    return int(torch.where(eligible.to(shares.device), shares, -1.0).argmax())
-
-
-def _less(one: Tensor, other: Tensor, margin: float) -> Tensor:
-    """Whether one candidate's losses (..., V) are less than another's (..., V) on average, by more than the margin."""
-    gains = other - one
+    means, gains = losses.mean(dim=1), losses[0] - losses
     # Without Bessel's correction, which is 1 % at fifty samples and undefined at one.
-    error = gains.std(dim=-1, correction=0) / gains.shape[-1] ** 0.5
-    less: Tensor = gains.mean(dim=-1) > margin * error
-    return less
+    error = gains.std(dim=1, correction=0) / losses.shape[1] ** 0.5
+    return int(torch.where(gains.mean(dim=1) > margin * error, means, means[0]).argmin())
 
 
 @register_rule("shapley")
@@ -208,7 +180,7 @@ class SafeguardedShapley(ShapleyTrust):
     """The rule ``shapley`` with the safeguard: all of a deployed policy but the policy.
 
     Formula: ``τᵢ = max(φᵢ, 0)/maxⱼ |φⱼ|``; of nine mixtures with the reference that with the least loss on the utility
-        half, if that is less than trust alone's by more than the margin, as ``TrustWeighting`` says by default.
+        half, if that is less than trust alone's by more than the margin, as ``TrustWeighting`` says.
     Source: ours.
     Checked against: the losses of its candidates one by one.
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -148,33 +148,6 @@ class ColludableAttack(Attack):
         sent = super().__call__(updates, malicious, adversary)
         sent[malicious] = jittered(sent[malicious], self.jitter, adversary.generator)
         return sent
-
-
-@dataclass(frozen=True)
-class StrengthAttack(ColludableAttack):
-    """An attack that one number makes stronger or weaker.
-
-    Attributes:
-        strength_field: Name of the field that is that number.
-        spread: The strength of each round is the attack's own times a factor between 1/spread and spread, the same for
-            all malicious clients, drawn log-uniformly; 1 keeps it as it is.
-    """
-
-    strength_field: ClassVar[str]
-    spread: float = field(default=1.0, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 1 <= self.spread < math.inf:
-            raise ValueError(f"{type(self).__name__}: spread must be a finite factor of 1 or more, got {self.spread}")
-
-    def __call__(self, updates: Tensor, malicious: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``Attack.__call__``."""
-        if self.spread == 1:
-            return super().__call__(updates, malicious, adversary)
-        factor = self.spread ** (2 * float(torch.rand((), generator=adversary.generator)) - 1)
-        strength = {self.strength_field: factor * getattr(self, self.strength_field)}
-        return replace(self, spread=1.0, **strength)(updates, malicious, adversary)
 
 
 def jittered(rows: Tensor, jitter: float, generator: torch.Generator) -> Tensor:

@@ -2,18 +2,17 @@
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fl_core.attacks.adversary import AdversaryView
-from fl_core.attacks.base import Attack, StrengthAttack, check_finite, register_attack
+from fl_core.attacks.base import Attack, ColludableAttack, check_finite, register_attack
 
 
 @register_attack("scaling")
 @dataclass(frozen=True)
-class Scaling(StrengthAttack):
+class Scaling(ColludableAttack):
     """Sends its update many times over.
 
     Formula: ``factor · Δ``.
@@ -26,7 +25,6 @@ class Scaling(StrengthAttack):
         factor: How many times.
     """
 
-    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -40,7 +38,7 @@ class Scaling(StrengthAttack):
 
 @register_attack("partial_scaling")
 @dataclass(frozen=True)
-class PartialScaling(StrengthAttack):
+class PartialScaling(ColludableAttack):
     """Scales a random part of the coordinates.
 
     Formula: ``factor · Δ`` in a random share of the coordinates, ``Δ`` in the others.
@@ -54,7 +52,6 @@ class PartialScaling(StrengthAttack):
         share: Probability of a coordinate to be scaled.
     """
 
-    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
     share: float = 0.5
 
@@ -73,7 +70,7 @@ class PartialScaling(StrengthAttack):
 
 @register_attack("sign_flip")
 @dataclass(frozen=True)
-class SignFlip(StrengthAttack):
+class SignFlip(ColludableAttack):
     """Sends the reverse of its update.
 
     Formula: ``−scale · Δ``.
@@ -86,7 +83,6 @@ class SignFlip(StrengthAttack):
         scale: How long the reverse is, relative to the update.
     """
 
-    strength_field: ClassVar[str] = "scale"
     scale: float = 1.0
 
     def __post_init__(self) -> None:
@@ -100,7 +96,7 @@ class SignFlip(StrengthAttack):
 
 @register_attack("gaussian_noise")
 @dataclass(frozen=True)
-class GaussianNoise(StrengthAttack):
+class GaussianNoise(ColludableAttack):
     """Adds isotropic Gaussian noise to its update.
 
     Formula: ``Δ + factor · ‖Δ‖/√P · ξ`` with ξ standard normal, so the noise is ``factor · ‖Δ‖`` long in expectation.
@@ -113,7 +109,6 @@ class GaussianNoise(StrengthAttack):
         factor: Length of the noise, relative to the update.
     """
 
-    strength_field: ClassVar[str] = "factor"
     factor: float = 1.0
 
     def __post_init__(self) -> None:
@@ -127,7 +122,7 @@ class GaussianNoise(StrengthAttack):
 
 @register_attack("random_direction")
 @dataclass(frozen=True)
-class RandomDirection(StrengthAttack):
+class RandomDirection(ColludableAttack):
     """Sends a random vector in place of its update.
 
     Formula: ``factor · ‖Δ‖/√P · ξ`` with ξ standard normal.
@@ -140,7 +135,6 @@ class RandomDirection(StrengthAttack):
         factor: Its length in expectation, relative to the update.
     """
 
-    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:
@@ -154,7 +148,7 @@ class RandomDirection(StrengthAttack):
 
 @register_attack("same_value")
 @dataclass(frozen=True)
-class SameValue(StrengthAttack):
+class SameValue(ColludableAttack):
     """Sends one and the same number in every coordinate.
 
     Formula: ``factor · ‖Δ‖/√P · 1``.
@@ -167,7 +161,6 @@ class SameValue(StrengthAttack):
         factor: Length of what is sent, relative to the update; below 0 the number is negative.
     """
 
-    strength_field: ClassVar[str] = "factor"
     factor: float = 10.0
 
     def __post_init__(self) -> None:

@@ -215,7 +215,7 @@ def test_an_environment_with_the_safeguard_survives_an_agent_that_trusts_the_att
         ({"shapley": "guess"}, r"'guess'.*surrogate"),
         ({"dataset": "letters"}, r"'letters'.*digits"),
         ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),
-        ({"scenarios": "narrow"}, r"'narrow'.*default, broad, faint, erratic, wide"),
+        ({"scenarios": "narrow"}, r"'narrow'.*default, broad, faint, wide"),
         ({"scenarios": {"participation": [0.5, 1.0]}}, r"mask.*participation=\(0\.5, 1\.0\)"),
     ],
 )

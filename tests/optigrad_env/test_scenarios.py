@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fl_core.attacks import Attack, attack_names, base, make_attack, register_attack
 from optigrad_env import TRAIN_ATTACKS, ScenarioDistribution, held_out_attacks
-from optigrad_env.scenarios import BROAD, ERRATIC, FAINT, WIDE, attack_set, make_scenarios
+from optigrad_env.scenarios import BROAD, FAINT, WIDE, attack_set, make_scenarios
 
 
 def draws(distribution: ScenarioDistribution, count: int = 300, **pinned: Any) -> list[Any]:
@@ -87,21 +87,6 @@ def test_weakest_lowers_the_lower_end_of_every_strength_but_no_share_and_shifts_
         assert 0.9 * high < max(drawn) <= high
     assert [replace(s, attack_options={}) for s in usual] == [replace(s, attack_options={}) for s in faint]
     assert make_scenarios("faint") == FAINT == replace(BROAD, weakest=0.05)
-
-
-def test_erratic_is_the_probability_of_a_strength_that_is_another_in_every_round() -> None:
-    usual, erratic = draws(FAINT, 1000), draws(ERRATIC, 1000)
-    spreads = [s.attack_options["spread"] for s in erratic if "spread" in s.attack_options]
-    strong = [s for s in erratic if s.attack not in ("label_flip", "none")]
-    assert len(spreads) == pytest.approx(len(strong) / 2, abs=50)
-    assert 2 <= min(spreads) < 2.2
-    assert 18 < max(spreads) <= 20
-    for scenario in erratic:
-        assert scenario.make_attack().__dict__.get("spread", 1) == scenario.attack_options.get("spread", 1)
-    assert not any("spread" in scenario.attack_options for scenario in usual)
-    assert make_scenarios("erratic") == ERRATIC == replace(FAINT, erratic=0.5)
-    with pytest.raises(ValueError, match=r"erratic must be a probability in \[0, 1\], got 1\.5"):
-        ScenarioDistribution(erratic=1.5)
 
 
 def test_strengths_are_drawn_around_the_usual_value_or_left_at_it() -> None:

@@ -200,67 +200,6 @@ def test_a_candidate_replaces_trust_alone_if_it_gains_more_than_the_margin(losse
     assert trust_module._least(torch.tensor(losses, dtype=torch.float64), margin) == expected
 
 
-EQUAL, BETTER, SPREAD = [1, 1, 1, 1], [0.9, 0.9, 0.9, 0.9], [0, 0, 2, 1.2]  # the last is 0.8 with an error of 0.424
-
-
-@pytest.mark.parametrize(
-    ("losses", "shares", "margin", "expected"),
-    [
-        ([EQUAL, BETTER, SPREAD], [0.9, 0.5, 0], 0, 2),  # any gain: the least loss
-        ([EQUAL, BETTER, SPREAD], [0.9, 0.5, 0], 0.4, 1),  # it is 0.1 better than the second, and 0.17 are needed
-        ([EQUAL, BETTER, SPREAD], [0.9, 0.5, 0], 0.5, 0),  # and 0.2 better than the first, where 0.212 are
-        ([EQUAL, BETTER, SPREAD], [0.9, 0, 0.5], 0.4, 2),  # the second has nothing left for the clients
-        ([EQUAL, EQUAL, EQUAL], [0.5, 0.9, 0.9], 0, 1),  # of equals the first
-        ([[2, 2], [1, 1], [1, 1]], [0.9, 0.5, 0.6], 3, 2),  # a gain without spread has any margin
-        ([[1.0], [0.9]], [0.9, 0.0], 100, 1),  # one sample has no spread
-    ],
-)
-def test_of_the_candidates_that_are_not_clearly_worse_the_clients_get_the_largest_share(
-    losses, shares, margin, expected
-):
-    given = torch.tensor(losses, dtype=torch.float64), torch.tensor(shares, dtype=torch.float64)
-    assert trust_module._most_clients(*given, margin) == expected
-
-
-@quick
-@given(
-    trust=st.lists(st.floats(0.0625, 1, width=32), min_size=1, max_size=10),
-    margin=st.floats(0, 5),
-    seed=st.integers(0, 2**31),
-)
-def test_the_choice_for_the_clients_is_the_one_standard_error_rule(view, trust, margin, seed):
-    updates, reference, seen = drawn(view, len(trust), seed)
-    weighting = TrustWeighting("none", safeguard=True, safeguard_margin=margin, safeguard_choice="clients")
-    result = GivenTrust(torch.tensor(trust), weighting)(seen)
-
-    losses = losses_of(candidates_of(updates, reference, np.array(trust), 1.0))
-    behind = losses - losses[losses.mean(axis=1).argmin()]
-    ratio = behind.mean(axis=1) / np.maximum(behind.std(axis=1) / 15**0.5, 1e-300)
-    assume(np.abs(ratio - margin).min() > 1e-4 or margin == 0)
-    helped = sum(np.array(trust)[np.tanh(updates @ reference) > 0])
-    full = [total / (total + 1) for total in (sum(trust), helped)]
-    shares = np.array([*(kept * share for kept in (1, 0.75, 0.5, 0.25) for share in full), 0])
-    assert float(result.weights.sum()) == pytest.approx(shares[ratio <= margin].max(), abs=1e-5)
-    assert 1 - result.root_weight == pytest.approx(float(result.weights.sum()), abs=1e-5)
-
-
-def test_where_nobody_helps_root_data_alone_comes_last(view):
-    reference = torch.full((4,), 0.3)
-    seen = view(torch.tensor([[-0.1, -0.1, -0.1, -0.1]]), reference)
-    weighting = TrustWeighting("none", safeguard=True, safeguard_margin=0.5, safeguard_choice="clients")
-    losses = losses_of(candidates_of(seen.updates.numpy(), reference.numpy(), np.ones(1), 1.0)).mean(axis=1)
-    assert losses.argmin() == 1, "without those who do not help, the reference is left, and it is best here"
-    assert GivenTrust(torch.ones(1), weighting)(seen).weights.sum() == 0, "without spread any gain is clear"
-    weighting = TrustWeighting("none", safeguard=True, safeguard_margin=100, safeguard_choice="clients")
-    uneven = view(torch.tensor([[-0.1, 0.2, -0.1, -0.1]]), reference)
-    assert GivenTrust(torch.ones(1), weighting)(uneven).weights.sum() == pytest.approx(0.5)
-
-
-def test_an_unknown_choice_lists_the_names():
-    with pytest.raises(ValueError, match=r"unknown safeguard_choice 'most'; there are: least, clients$"):
-        TrustWeighting(safeguard_choice="most")
-
-
 def test_whoever_is_trusted_a_safeguarded_round_ends_no_worse_than_root_data_alone(digits_view, seen, normal):
     honest = digits_view.updates
     attacked = seen(torch.cat([honest[:2], -20 * honest[2:]]))

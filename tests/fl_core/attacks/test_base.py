@@ -18,7 +18,6 @@ from fl_core.attacks import Attack, Knowledge, LocalData, attack_names, base, ma
 TRAINED_ON = ["scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip"]
 COLLUDABLE = [name for name in attack_names() if "colluding" in inspect.signature(base._ATTACKS[name]).parameters]
 JITTERED = [name for name in attack_names() if "jitter" in inspect.signature(base._ATTACKS[name]).parameters]
-SPREADABLE = [name for name in attack_names() if "spread" in inspect.signature(base._ATTACKS[name]).parameters]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SCHEDULES = ["late_onset", "on_off"]
 # Rounds in which every attack with a timetable attacks, with its defaults.
@@ -31,7 +30,6 @@ VARIANTS = [
     *((name, {}) for name in attack_names()),
     *((name, {"colluding": True}) for name in COLLUDABLE),
     *((name, {"jitter": 0.1}) for name in JITTERED),
-    *((name, {"spread": 4.0}) for name in SPREADABLE),
     *(("free_rider", {"kind": kind}) for kind in ("stale", "noise")),
     *((name, {"perturbation": kind}) for name in ("min_max", "min_sum") for kind in ("sign", "unit")),
     *((name, {"attack": inner}) for name in SCHEDULES for inner in ("label_flip", "mimic", "poisonedfl")),
@@ -219,29 +217,6 @@ def test_jitter_tells_colluding_clients_apart_by_as_much_as_it_says(name, normal
 def test_a_jitter_that_is_no_length_is_refused(name, jitter):
     with pytest.raises(ValueError, match=f"jitter must be 0 or more and finite, got {jitter}"):
         make_attack(name, jitter=jitter)
-
-
-@pytest.mark.parametrize("name", SPREADABLE)
-def test_a_spread_strength_is_another_in_every_round_and_evenly_spread_on_a_logarithmic_scale(name, normal, knows_all):
-    updates, malicious, spread = normal(N, P), first(3), 8.0
-    attack = make_attack(name, spread=spread)
-    usual = getattr(attack, attack.strength_field)
-    drawn = []
-    for seed in range(200):
-        adversary = knows_all(P, seed)
-        factor = spread ** (2 * float(torch.rand((), generator=adversary.generator)) - 1)
-        plain = make_attack(name, **{attack.strength_field: factor * usual})(updates, malicious, adversary)
-        assert torch.equal(plain, attack(updates, malicious, knows_all(P, seed)))
-        drawn.append(math.log(factor, spread))
-    assert -1 <= min(drawn) < -0.95
-    assert 0.95 < max(drawn) <= 1
-    assert sum(place < 0 for place in drawn) == pytest.approx(100, abs=25)
-
-
-@pytest.mark.parametrize("spread", [0.5, -2.0, float("nan"), float("inf")])
-def test_a_spread_that_is_no_factor_is_refused(spread):
-    with pytest.raises(ValueError, match=f"SignFlip: spread must be a finite factor of 1 or more, got {spread}"):
-        make_attack("sign_flip", spread=spread)
 
 
 @pytest.fixture
