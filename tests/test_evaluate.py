@@ -216,6 +216,9 @@ def test_a_report_that_is_made_again_says_where_the_results_came_from_and_more_s
     assert told()["provenance"]["revision"] == "second"
     assert [facts["revision"] for facts in told()["earlier"]] == ["first"]
     assert (told()["earlier"][0]["rows_before"], told()["provenance"]["rows_before"]) == (0, 8)
+    shown = strict_json(arguments.out / "summary.json")
+    assert (shown["revision"], [run["revision"] for run in shown["earlier"]]) == ("second", ["first"])
+    assert "<dt>earlier</dt>" in (arguments.out / "report.html").read_text()
 
 
 def test_more_rules_and_attacks_join_what_is_there_and_only_they_are_run(
