@@ -107,6 +107,15 @@ class Arguments:
     """Where rows are appended."""
 
 
+def check(arguments: Arguments) -> None:
+    """Raises a ValueError for what would otherwise stop the run in its middle."""
+    for strength in arguments.strengths:
+        if strength != SEARCHED and not strength.replace(".", "", 1).isdigit():
+            raise ValueError(f"strengths must be numbers of 0 or more, or {SEARCHED!r}; got {strength!r}")
+    for label in arguments.policies:
+        made(label)
+
+
 def usual_strength(attack: str) -> float:
     """The strength that a train attack has if nothing else is said."""
     strength: float = getattr(make_attack(attack), STRENGTH[attack])
@@ -156,6 +165,7 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
 
 def main(arguments: Arguments) -> None:
     """Runs policy after policy; prints and appends to the file a line for each α and fraction."""
+    check(arguments)
     scenarios = [
         (alpha, fraction, Scenario(name, fraction, alpha, 0, options))
         for alpha, fraction in product(arguments.alphas, arguments.fractions)

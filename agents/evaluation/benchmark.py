@@ -77,7 +77,7 @@ class Benchmark:
         return failures
 
     def report(self) -> Report:
-        """Writes the report from what is on the disk, with the provenance that its last cells were run with."""
+        """Writes the report from what is on the disk, with the provenance of its last cells and of the runs before."""
         manifest = json.loads((self.out / MANIFEST).read_text())
         facts = manifest.get("provenance") or self._facts(0)
         # Cells that were reused may be of a larger grid: who ran them, and how, is theirs; what is shown is this one.
