@@ -21,7 +21,7 @@ rule = TrustAggregator(load_policy("{directory}"))  # an aggregation rule
 In this order: {names}. {attention}
 
 Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`; {trained}.
-{safeguard}
+{sybils}{safeguard}
 
 ## How it was trained
 
@@ -41,6 +41,8 @@ _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen 
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
 update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
 beats the first by more than {margin:g} standard errors."""
+_SYBILS = """Clients who send the same share their voices, with `sybil_exponent={exponent:g}`; {seen}.
+"""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
@@ -61,12 +63,24 @@ def model_card(card: Mapping[str, Any]) -> str:
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
         trained=_TRAINED.format(**trained) if trained else _NO_OTHER[bool(provenance.get("started_from"))],
+        sybils=_sybils(weighting.sybil_exponent, trained),
         safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
         else "It is deployed without the safeguard.",
         facts=_table({name: value for name, value in provenance.items() if name not in _ELSEWHERE}),
         metrics=_table(provenance.get("metrics") or {}),
     )
+
+
+def _sybils(exponent: float, trained: Mapping[str, Any] | None) -> str:
+    """What becomes of sybils, if anything does; and whether the policy was trained so."""
+    if not exponent:
+        return ""
+    # What is not said to be otherwise is as in training; a card from before sybils were counted does not name them.
+    before = exponent if trained is None else trained.get("sybil_exponent", 0.0)
+    otherwise = f"it was trained with {before:g}" if before else "it has not seen this in training"
+    seen = "as in training" if before == exponent else otherwise
+    return _SYBILS.format(exponent=exponent, seen=seen)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

@@ -18,6 +18,9 @@ from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.evaluation.policies import parse_policy
 from agents.run_directory import CONFIG
 
+# What training sees of a weighting: it ends where an update is made, and the safeguard comes after it.
+_TRAINED_WITH = ("update_clip", "root_anchor", "sybil_exponent")
+
 
 @dataclass(frozen=True)
 class Arguments:
@@ -45,10 +48,11 @@ def publish(policy: str, directory: Path) -> None:
     network, provenance = load_policy(source), read_card(source)["provenance"]
     before = weighting_of(network)
     deployed = replace(before, **options)
-    # Training ends where an update is made: the safeguard comes after it. Published again, the policy is what it was.
-    trained = provenance.get("trained_with") or {name: getattr(before, name) for name in ("update_clip", "root_anchor")}
+    # Published again, the policy is what it was.
+    trained = provenance.get("trained_with") or {name: getattr(before, name) for name in _TRAINED_WITH}
     provenance = {name: value for name, value in provenance.items() if name != "trained_with"}
-    if any(getattr(deployed, name) != value for name, value in trained.items()):
+    # A card from before sybils were counted does not name them.
+    if any(getattr(deployed, name) != value for name, value in {"sybil_exponent": 0.0, **trained}.items()):
         provenance["trained_with"] = trained
     save_policy(network, directory, provenance, deployed)
 

@@ -7,9 +7,10 @@
 Every train attack in both forms at the usual and at four times the usual strength (``--strengths``), 30, 45 and 60 % of
 20 clients malicious, and no attack; Dirichlet α 0.5 and 0.1; root data and initial weights of the training side (split
 seeds from 20,000 on), validation accuracy over the last three of 20 rounds. Regret is to the plain oracle, in points.
-With ``--strengths searched`` the adversary takes, in every round, of sixteen strengths that it tries the one that sets
-the rule in question furthest back along the honest mean. A policy's rows are written as soon as it has been run. No
-test data and no held-out attack: what is chosen here may be reported elsewhere.
+With ``--strengths searched`` the adversary takes, in every round, of sixteen strengths that it tries the one that moves
+the rule in question furthest from the honest mean; the rows ``searched_along`` of the file are of an adversary that
+set it furthest back along that mean. A policy's rows are written as soon as it has been run. No test data and no
+held-out attack: what is chosen here may be reported elsewhere.
 """
 
 import csv
@@ -34,12 +35,13 @@ from fl_core.aggregation import Rule, make_rule, rule_names
 from fl_core.aggregation.reference import AnchoredOracle, Oracle
 from fl_core.attacks import AdversaryView, Attack, Knowledge, make_attack, register_attack
 from fl_core.attacks.search import line_search
+from fl_core.registry import check_known
 from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
 
 COLUMNS = (
     *("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored"),
-    *("worst_below_root", "seeds", "env_id", "strengths"),
+    *("worst_below_root", "seeds", "env_id", "strengths", "attacks", "validation"),
 )
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
@@ -50,7 +52,7 @@ SEARCHED = "searched"
 @register_attack(SEARCHED)
 @dataclass(frozen=True)
 class Searched(Attack):
-    """A train attack at the strength that sets the deployed rule furthest back along the honest mean, in every round.
+    """A train attack at the strength that moves the deployed rule furthest from the honest mean, in every round.
 
     Attributes:
         train_attack: Its name.
@@ -76,7 +78,7 @@ class Searched(Attack):
             return make_attack(self.train_attack, colluding=self.colluding, **strength)(everyone, places, adversary)
 
         def damage(multiple: float) -> float:
-            return -float(adversary.aggregate(SEARCHED, sent(multiple)).double() @ mean)
+            return float((adversary.aggregate(SEARCHED, sent(multiple)).double() - mean).norm())
 
         return sent(line_search(damage, self.largest, self.evaluations))[places]
 
@@ -101,6 +103,10 @@ class Arguments:
     """Dirichlet concentrations."""
     strengths: tuple[str, ...] = ("1.0", "4.0")
     """Multiples of each attack's usual strength; ``searched`` for the most damaging in every round."""
+    attacks: tuple[str, ...] = TRAIN_ATTACKS
+    """Which of the train attacks."""
+    validation: int | None = None
+    """Validation samples; by default as many as the environment has."""
     workers: int = 2
     """Processes, one thread each."""
     out: Path = Path("results/levers.csv")
@@ -112,6 +118,7 @@ def check(arguments: Arguments) -> None:
     for strength in arguments.strengths:
         if strength != SEARCHED and not strength.replace(".", "", 1).isdigit():
             raise ValueError(f"strengths must be numbers of 0 or more, or {SEARCHED!r}; got {strength!r}")
+    check_known("train attack", arguments.attacks, TRAIN_ATTACKS)
     for label in arguments.policies:
         made(label)
 
@@ -122,9 +129,9 @@ def usual_strength(attack: str) -> float:
     return strength
 
 
-def attacks(strengths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, object]]]:
+def attacks(names: tuple[str, ...], strengths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, object]]]:
     """Train attacks with their options; what has no strength comes once, and not at all if strengths are searched."""
-    for name, colluding in product(TRAIN_ATTACKS, (False, True)):
+    for name, colluding in product(names, (False, True)):
         for strength in strengths if name in STRENGTH else ():
             if strength == SEARCHED:
                 yield SEARCHED, {"train_attack": name, "colluding": colluding}
@@ -147,6 +154,8 @@ def made(label: str) -> Rule:
 def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) -> float:
     """Validation accuracy in percent of one federation under a policy or rule."""
     settings = {**ENVIRONMENTS[arguments.env_id], "num_clients": arguments.num_clients, "data_dir": arguments.data_dir}
+    if arguments.validation is not None:
+        settings["validation"] = arguments.validation
     federation = Federation(configure(split_seed=EVALUATION_SPLIT + 1 + seed, **settings))
     federation.reset(scenario, entropy=seed)
     known: dict[str, Rule] = {
@@ -169,7 +178,7 @@ def main(arguments: Arguments) -> None:
     scenarios = [
         (alpha, fraction, Scenario(name, fraction, alpha, 0, options))
         for alpha, fraction in product(arguments.alphas, arguments.fractions)
-        for name, options in (attacks(arguments.strengths) if fraction else [("none", {})])
+        for name, options in (attacks(arguments.attacks, arguments.strengths) if fraction else [("none", {})])
     ]
     # The references look at honest clients or at none: one run for all attacks on the same clients.
     first = list({(alpha, fraction): Scenario("none", fraction, alpha) for alpha, fraction, _ in scenarios}.items())
@@ -202,7 +211,9 @@ def row(
         anchored - fmean(values),
         root_only - min(values),
     )
-    told = (arguments.seeds, arguments.env_id, " ".join(arguments.strengths) if key[1] else "")
+    some = "" if arguments.attacks == TRAIN_ATTACKS else " ".join(arguments.attacks)
+    under_attack = (" ".join(arguments.strengths), some) if key[1] else ("", "")
+    told = (arguments.seeds, arguments.env_id, *under_attack, arguments.validation or "")
     columns = (Path(label).name, *key, *(round(figure, 2) for figure in figures), *told)
     return dict(zip(COLUMNS, columns, strict=True))
 

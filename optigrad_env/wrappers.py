@@ -32,6 +32,8 @@ class RecordedRound:
         server_local: (L,) float32, the server's BatchNorm.
         honest: (P,) float32, plain mean of the honest clients' updates.
         present: (N,) bool, who takes part; where clients can be absent, they have rows of zeros and count as rejected.
+        voices: (N,) float32, what each client's trust is multiplied by before it is weighed: 1 but for sybils, where
+            the environment counts them.
     """
 
     observation: Tensor
@@ -43,6 +45,7 @@ class RecordedRound:
     server_local: Tensor
     honest: Tensor
     present: Tensor
+    voices: Tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As arrays: between processes torch sends every tensor as an open file, and a recording is thousands of them.
@@ -65,9 +68,11 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
         assert view.reference is not None
         assert view.global_model is not None
         assert view.server_local is not None
-        updates = torch.zeros_like(view.updates)
+        weighting = env.federation.config.weighting
+        updates, voices = torch.zeros_like(view.updates), torch.ones(len(view.updates), device=view.updates.device)
         if len(view.accepted):
-            updates[~view.rejected] = env.federation.config.weighting.clip(view.accepted, view.reference)
+            updates[~view.rejected] = weighting.clip(view.accepted, view.reference)
+            voices[~view.rejected] = weighting.voices(view.accepted)
         recorded = (
             env.of_clients(view.fingerprint.observation),
             env.of_clients(round_.corrupted),
@@ -78,6 +83,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
             view.server_local,
             env.honest_mean(),
             env.of_clients(torch.ones_like(view.rejected)),
+            env.of_clients(voices),
         )
         return RecordedRound(*(tensor.cpu() for tensor in recorded))
 

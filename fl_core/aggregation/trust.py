@@ -1,4 +1,4 @@
-"""From trust to an update: clip, weigh, let the reference update take part, and look before the step is taken."""
+"""From trust to an update: clip, count voices, weigh, with the reference update, and look before the step is taken."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
+from fl_core.aggregation.gram import cosines
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
 from fl_core.registry import check_known
@@ -33,6 +34,11 @@ class TrustWeighting:
     a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
     loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
+    *Sybils*, clients who send the same, count for less: client i speaks with ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p`` voices,
+    its own included, and its trust is multiplied by ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other
+    too; only who has more company than the median client loses. The idea is FoolsGold's (Fung et al. 2020, arXiv
+    1808.04866): here a round at a time, without a memory, and nobody is left without a voice.
+
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
             two (``"median_or_reference"``: a majority that sends next to nothing cannot shrink the others), or
@@ -41,16 +47,19 @@ class TrustWeighting:
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
         safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
             utility half of one sample has no spread, and so no margin.
+        sybil_exponent: p, what cosines are raised to when voices are counted: at 2, six copies of one update are six
+            voices, and six of cosine 0.5 to each other 2.25. 0 switches it off: every client is one voice.
     """
 
     update_clip: str = "median"
     root_anchor: float = 1.0
     safeguard: bool = False
     safeguard_margin: float = 0.5
+    sybil_exponent: float = 0.0
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        for name in ("root_anchor", "safeguard_margin"):
+        for name in ("root_anchor", "safeguard_margin", "sybil_exponent"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
                 raise ValueError(f"{name} must be a number from 0 to {_LARGEST:g}, got {value!r}")
@@ -74,6 +83,14 @@ class TrustWeighting:
             norm = norm.maximum(median(norms(updates)))
         return clip_to(updates, norm)
 
+    def voices(self, updates: Tensor) -> Tensor:
+        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1]: less for sybils."""
+        if not self.sybil_exponent or not len(updates):
+            return updates.new_ones(len(updates), dtype=torch.float32)
+        # A client that sends nothing has no direction, and is alike to itself alone.
+        company = cosines(updates).fill_diagonal_(1).clamp_min_(0).pow_(self.sybil_exponent).sum(dim=1)
+        return (median(company) / company).clamp_max(1).to(updates.device, torch.float32)
+
     def __call__(self, view: ServerView, trust: Tensor) -> Aggregate:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.
 
@@ -82,6 +99,8 @@ class TrustWeighting:
         reference = require_reference(view, "trust-weighted aggregation")
         if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
+        if self.sybil_exponent:
+            trust = trust * self.voices(view.accepted)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
         if self.safeguard:

@@ -1,5 +1,6 @@
 """A policy in another directory, weighed in another way."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from agents import publish as publishing
 from agents.deployed import MODEL_CARD, WEIGHTS, read_card, weighting_of
 from agents.publish import publish
 from fl_core.aggregation import TrustWeighting
+
+TRAINED = {"update_clip": "median", "root_anchor": 1.0, "sybil_exponent": 0.0}
 
 
 @pytest.fixture
@@ -29,7 +32,7 @@ def test_another_weighting_is_deployed_and_the_card_says_both(run: str, tmp_path
     card = read_card(tmp_path / "out")
     assert card["provenance"] == {
         **read_card(run)["provenance"],
-        "trained_with": {"update_clip": "median", "root_anchor": 1.0},
+        "trained_with": TRAINED,
     }
     page = (tmp_path / "out" / MODEL_CARD).read_text()
     assert "update_clip='reference'` and `root_anchor=1.0`; it was trained with `update_clip='median'`" in page
@@ -39,9 +42,34 @@ def test_another_weighting_is_deployed_and_the_card_says_both(run: str, tmp_path
 def test_what_it_was_trained_with_survives_to_be_published_again(run: str, tmp_path: Path) -> None:
     publish(f"{run}:root_anchor=2", tmp_path / "once")
     publish(f"{tmp_path / 'once'}:update_clip=none", tmp_path / "twice")
-    assert read_card(tmp_path / "twice")["provenance"]["trained_with"] == {"update_clip": "median", "root_anchor": 1.0}
+    assert read_card(tmp_path / "twice")["provenance"]["trained_with"] == TRAINED
     publish(f"{tmp_path / 'twice'}:update_clip=median,root_anchor=1", tmp_path / "back")
     assert (tmp_path / "back" / "policy.json").read_bytes() == (Path(run) / "policy.json").read_bytes()
+
+
+def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_path: Path) -> None:
+    assert "share their voices" not in (Path(run) / MODEL_CARD).read_text()
+    publish(f"{run}:sybil_exponent=2", tmp_path / "out")
+    assert weighting_of(load_policy(tmp_path / "out")).sybil_exponent == 2
+    assert read_card(tmp_path / "out")["provenance"]["trained_with"] == TRAINED
+    page = (tmp_path / "out" / MODEL_CARD).read_text()
+    assert "share their voices, with `sybil_exponent=2`; it has not seen this in training." in page
+    publish(f"{tmp_path / 'out'}:sybil_exponent=0", tmp_path / "back")
+    assert (tmp_path / "back" / "policy.json").read_bytes() == (Path(run) / "policy.json").read_bytes()
+    trained = save_policy(TrustNet(), tmp_path / "trained", {}, TrustWeighting(sybil_exponent=2))
+    assert "`sybil_exponent=2`; as in training." in (trained / MODEL_CARD).read_text()
+    publish(f"{trained}:sybil_exponent=3", tmp_path / "more")
+    assert "`sybil_exponent=3`; it was trained with 2." in (tmp_path / "more" / MODEL_CARD).read_text()
+
+
+def test_a_card_from_before_sybils_were_counted_remembers_what_it_was_trained_with(run: str, tmp_path: Path) -> None:
+    publish(f"{run}:root_anchor=2", tmp_path / "old")
+    card = json.loads((tmp_path / "old" / "policy.json").read_text())
+    del card["weighting"]["sybil_exponent"], card["provenance"]["trained_with"]["sybil_exponent"]
+    (tmp_path / "old" / "policy.json").write_text(json.dumps(card))
+    publish(f"{tmp_path / 'old'}:root_anchor=1,sybil_exponent=2", tmp_path / "out")
+    assert read_card(tmp_path / "out")["provenance"]["trained_with"] == {"update_clip": "median", "root_anchor": 1.0}
+    assert "it has not seen this in training" in (tmp_path / "out" / MODEL_CARD).read_text()
 
 
 def test_the_safeguard_comes_after_training_and_needs_no_word(run: str, tmp_path: Path) -> None:

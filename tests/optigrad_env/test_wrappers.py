@@ -35,6 +35,17 @@ def test_a_recorded_round_reproduces_the_environments_aggregation(
         assert recorded.updates.isfinite().all()
 
 
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
+def test_a_recorded_round_says_what_trust_is_multiplied_by(exponent: float) -> None:
+    env = RoundRecorder(OptiGradEnv(num_clients=10, rounds=4, sybil_exponent=exponent))
+    _, before = env.reset(seed=1, options={**ATTACKED, "attack": "sign_flip", "attack_options": {"colluding": True}})
+    recorded = env.recorded_round()
+    *_, info = env.step(np.ones(10, np.float32))
+    trusted = info["weights"] / info["weights"].max()
+    np.testing.assert_allclose(recorded.voices / recorded.voices.max(), trusted, rtol=1e-5)
+    assert (recorded.voices[before["malicious"]] < 0.9).all() == (exponent > 0)
+
+
 def test_a_recorded_round_holds_the_observation_the_truth_and_the_honest_mean() -> None:
     env = RoundRecorder(OptiGradEnv(num_clients=5, rounds=4))
     observation, info = env.reset(seed=1, options=ATTACKED)

@@ -89,10 +89,106 @@ def test_trust_for_another_number_of_clients_is_refused(view, normal):
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "1"])
-@pytest.mark.parametrize("name", ["root_anchor", "safeguard_margin"])
+@pytest.mark.parametrize("name", ["root_anchor", "safeguard_margin", "sybil_exponent"])
 def test_a_number_that_cannot_be_is_refused_with_its_value(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
         TrustWeighting(**{name: value})
+
+
+def voices_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
+    """What trust is multiplied by, from the definition, pair by pair."""
+    company = []
+    for i, one in enumerate(updates):
+        total = 1.0
+        for j, other in enumerate(updates):
+            lengths = np.linalg.norm(one) * np.linalg.norm(other)
+            if i != j and lengths > 0:
+                total += max(one @ other / lengths, 0) ** exponent
+        company.append(total)
+    return np.minimum(1, np.median(company) / np.array(company))
+
+
+@quick
+@given(
+    clients=st.integers(1, 9),
+    sybils=st.integers(0, 4),
+    exponent=st.floats(0.25, 8),
+    zero=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_sybils_share_their_voices_as_defined(view, clients, sybils, exponent, zero, seed):
+    rng = np.random.default_rng(seed)
+    updates = rng.standard_normal((clients, 15)) * rng.uniform(0.01, 100, (clients, 1)) + 0.5
+    updates = np.concatenate([updates, np.repeat(updates[:1], sybils, axis=0)])
+    updates[0] *= not zero
+    updates = updates.astype(np.float32)
+    trust = rng.uniform(0.1, 1, len(updates)).astype(np.float32)
+    expected = voices_by_loops(updates.astype(np.float64), exponent)
+    seen = view(torch.from_numpy(updates))
+    weighting = TrustWeighting("none", sybil_exponent=exponent)
+    np.testing.assert_allclose(weighting.voices(seen.accepted).numpy(), expected, rtol=1e-5)
+    result = GivenTrust(torch.from_numpy(trust), weighting)(seen)
+    without = GivenTrust(torch.from_numpy(trust * expected.astype(np.float32)), TrustWeighting("none"))(seen)
+    torch.testing.assert_close(result.update, without.update)
+    torch.testing.assert_close(result.weights, without.weights)
+    assert result.root_weight == pytest.approx(without.root_weight)
+
+
+def test_copies_of_one_update_weigh_little_more_than_one_among_clients_who_differ(normal):
+    honest, copies = normal(14, 4000), normal(1, 4000, seed=1).expand(6, -1)
+    voices = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies]))
+    assert voices[14:].sum() == pytest.approx(1, abs=0.05)
+    assert voices[:14].min() > 0.98
+
+
+def test_noise_that_sybils_add_buys_voices_by_degrees(normal):
+    honest, copies = normal(14, 4000), normal(1, 4000, seed=1).expand(6, -1)
+
+    def heard(noise: float) -> float:
+        noisy = copies + noise * normal(6, 4000, seed=2)
+        return float(TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, noisy]))[14:].sum())
+
+    by_noise = [heard(noise) for noise in (0, 0.5, 1, 2)]
+    assert by_noise == sorted(by_noise)
+    assert by_noise[-1] - by_noise[0] > 3
+
+
+def test_clients_who_are_all_alike_lose_nothing(view, normal):
+    trust = torch.rand(5, generator=torch.Generator().manual_seed(0))
+    seen = view(normal(1, 9).expand(5, -1).clone())
+    plain, counted = (GivenTrust(trust, TrustWeighting(sybil_exponent=exponent))(seen) for exponent in (0, 2))
+    torch.testing.assert_close(counted.update, plain.update)
+    torch.testing.assert_close(counted.weights, plain.weights)
+
+
+def test_nobody_gains_by_others_being_sybils_and_a_majority_of_them_goes_unnoticed(normal):
+    honest, copies = normal(4, 4000), normal(1, 4000, seed=1)
+    few = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies.expand(3, -1)]))
+    assert few.max() == 1
+    many = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies.expand(6, -1)]))
+    assert many.min() > 0.95  # the median client is one of them: counting voices is no help against a majority
+
+
+def test_the_voices_of_rejected_clients_are_not_counted(view, normal):
+    updates = normal(6, 9)
+    updates[3:] = updates[2]
+    broken = updates.clone()
+    broken[5, 0] = float("inf")
+    rule = GivenTrust(torch.ones(6), TrustWeighting(sybil_exponent=2))
+    kept = GivenTrust(torch.ones(5), rule.weighting)(view(updates[:5]))
+    torch.testing.assert_close(rule(view(broken)).weights[:5], kept.weights)
+    assert rule.weighting.voices(updates[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("safeguard", [False, True])
+def test_the_safeguard_works_with_shared_voices(view, safeguard, normal):
+    updates = torch.cat([normal(4, 15), normal(1, 15, seed=1).expand(3, -1)])
+    weighting = TrustWeighting("none", safeguard=safeguard, sybil_exponent=2)
+    result = GivenTrust(torch.ones(7), weighting)(view(updates))
+    voices = weighting.voices(updates)
+    shares = result.weights / voices
+    assert voices[4:].max() < 0.6
+    torch.testing.assert_close(shares[shares > 0], shares.max().expand(int((shares > 0).sum())))
 
 
 def test_a_majority_that_sends_next_to_nothing_shrinks_the_others_unless_the_reference_is_a_floor(view, normal):

@@ -1,0 +1,106 @@
+"""What choices are made by: the adversary that searches, and which scenarios there are."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import make_rule
+from fl_core.attacks import attack_names, base, make_attack
+from optigrad_env.scenarios import TRAIN_ATTACKS
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "levers.py"
+
+
+@pytest.fixture
+def levers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module; the attack that it registers is gone after the test."""
+    monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
+    spec = importlib.util.spec_from_file_location("levers", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "levers", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(("attack", "colluding"), [("sign_flip", True), ("gaussian_noise", False)])
+def test_the_searching_adversary_sends_the_strength_that_moves_the_rule_furthest(
+    levers: ModuleType, attack: str, colluding: bool
+) -> None:
+    federation = Federation(configure(num_clients=8))
+    options = {"train_attack": attack, "colluding": colluding}
+    federation.reset(Scenario(levers.SEARCHED, 0.4, 0.5, 0, options), entropy=1)
+    rule = make_rule("safeguarded_shapley")
+    generator = federation._attack_generator.clone_state()
+    round_ = federation.local_round(rule)
+    sent, malicious = round_.view.updates, round_.malicious
+    honest = sent[~malicious]
+
+    def damage(updates: Tensor) -> float:
+        view = replace(round_.view, updates=updates)
+        return float((rule(view).update.double() - honest.mean(dim=0).double()).norm())
+
+    # The same federation without an attack tells what the malicious clients had trained.
+    federation.reset(Scenario("none", 0.4, 0.5), entropy=1)
+    trained = federation.local_round().view.updates
+    torch.testing.assert_close(trained[~malicious], honest, rtol=0, atol=0)
+    strength = levers.STRENGTH[attack]
+    for multiple in (16.0, 4.0, 1.0, 0.25, 0.125):
+        one = make_attack(attack, colluding=colluding, **{strength: multiple * levers.usual_strength(attack)})
+        adversary = base.AdversaryView(generator.clone_state(), malicious=malicious)
+        tried = one(trained, malicious, adversary)
+        assert damage(sent) >= damage(tried) * (1 - 1e-5)
+    assert damage(sent) > damage(trained)
+
+
+def test_scenarios_are_train_attacks_in_both_forms_and_nothing_else(levers: ModuleType) -> None:
+    usual = list(levers.attacks(TRAIN_ATTACKS, ("1.0", "4.0")))
+    assert {name for name, _ in usual} == set(TRAIN_ATTACKS)
+    assert len(usual) == 4 * 2 * 2 + 2  # label_flip has no strength
+    searched = list(levers.attacks(TRAIN_ATTACKS, (levers.SEARCHED,)))
+    assert {options["train_attack"] for _, options in searched} == set(TRAIN_ATTACKS) - {"label_flip"}
+    assert len(searched) == 8
+    assert len(list(levers.attacks(("sign_flip",), (levers.SEARCHED,)))) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strengths": ("hard",)}, "strengths must be numbers of 0 or more, or 'searched'; got 'hard'"),
+        ({"attacks": ("ipm",)}, "unknown train attack 'ipm'; there are: scaling"),
+        ({"policies": ("nowhere",)}, "no shipped policy of this name"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is(
+    levers: ModuleType, changes: dict[str, tuple[str, ...]], message: str, tmp_path: Path
+) -> None:
+    arguments = levers.Arguments(policies=("digits",), out=tmp_path / "levers.csv")
+    with pytest.raises(ValueError, match=message):
+        levers.main(replace(arguments, **changes))
+    assert not arguments.out.exists()
+
+
+def test_a_run_appends_a_line_for_each_fraction(levers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(levers, "ROUNDS", 2)
+    monkeypatch.setattr(levers, "FINAL_ROUNDS", 1)
+    assert levers.SEARCHED in attack_names()
+    arguments = levers.Arguments(policies=("fedavg",), attacks=("sign_flip",), validation=100)
+    scenario = Scenario("sign_flip", 0.4, 0.5, 0, {"scale": 4.0})
+    attacked, clean = (levers.accuracy(arguments, label, scenario, 0) for label in ("fedavg", "oracle"))
+    assert attacked < clean
+    row = levers.row(
+        replace(arguments, out=tmp_path / "out.csv"), "fedavg", (0.5, 0.4), [attacked], [clean, clean, clean]
+    )
+    assert row["mean_regret"] == pytest.approx(clean - attacked, abs=0.01)
+    assert (row["attacks"], row["validation"]) == ("sign_flip", 100)
+    for _ in range(2):
+        levers.append(replace(arguments, out=tmp_path / "out.csv"), [row])
+    assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
