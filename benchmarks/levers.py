@@ -47,6 +47,7 @@ STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scal
 ROUNDS, FINAL_ROUNDS = 20, 3
 REFERENCES = ("oracle", "anchored_oracle", "root_only")
 SEARCHED = "searched"
+FORMS = ("independent", "colluding")
 
 
 @register_attack(SEARCHED)
@@ -105,6 +106,8 @@ class Arguments:
     """Multiples of each attack's usual strength; ``searched`` for the most damaging in every round."""
     attacks: tuple[str, ...] = TRAIN_ATTACKS
     """Which of the train attacks."""
+    forms: tuple[str, ...] = FORMS
+    """Which of their forms, independent and colluding."""
     validation: int | None = None
     """Validation samples; by default as many as the environment has."""
     workers: int = 2
@@ -119,6 +122,7 @@ def check(arguments: Arguments) -> None:
         if strength != SEARCHED and not strength.replace(".", "", 1).isdigit():
             raise ValueError(f"strengths must be numbers of 0 or more, or {SEARCHED!r}; got {strength!r}")
     check_known("train attack", arguments.attacks, TRAIN_ATTACKS)
+    check_known("form", arguments.forms, FORMS)
     for label in arguments.policies:
         made(label)
 
@@ -129,9 +133,12 @@ def usual_strength(attack: str) -> float:
     return strength
 
 
-def attacks(names: tuple[str, ...], strengths: tuple[str, ...]) -> Iterator[tuple[str, dict[str, object]]]:
+def attacks(
+    names: tuple[str, ...], strengths: tuple[str, ...], forms: tuple[str, ...] = FORMS
+) -> Iterator[tuple[str, dict[str, object]]]:
     """Train attacks with their options; what has no strength comes once, and not at all if strengths are searched."""
-    for name, colluding in product(names, (False, True)):
+    for name, form in product(names, forms):
+        colluding = form == "colluding"
         for strength in strengths if name in STRENGTH else ():
             if strength == SEARCHED:
                 yield SEARCHED, {"train_attack": name, "colluding": colluding}
@@ -178,7 +185,9 @@ def main(arguments: Arguments) -> None:
     scenarios = [
         (alpha, fraction, Scenario(name, fraction, alpha, 0, options))
         for alpha, fraction in product(arguments.alphas, arguments.fractions)
-        for name, options in (attacks(arguments.attacks, arguments.strengths) if fraction else [("none", {})])
+        for name, options in (
+            attacks(arguments.attacks, arguments.strengths, arguments.forms) if fraction else [("none", {})]
+        )
     ]
     # The references look at honest clients or at none: one run for all attacks on the same clients.
     first = list({(alpha, fraction): Scenario("none", fraction, alpha) for alpha, fraction, _ in scenarios}.items())
@@ -211,8 +220,9 @@ def row(
         anchored - fmean(values),
         root_only - min(values),
     )
-    some = "" if arguments.attacks == TRAIN_ATTACKS else " ".join(arguments.attacks)
-    under_attack = (" ".join(arguments.strengths), some) if key[1] else ("", "")
+    some = [*(arguments.forms if arguments.forms != FORMS else ())]
+    some += arguments.attacks if arguments.attacks != TRAIN_ATTACKS else ()
+    under_attack = (" ".join(arguments.strengths), " ".join(some)) if key[1] else ("", "")
     told = (arguments.seeds, arguments.env_id, *under_attack, arguments.validation or "")
     columns = (Path(label).name, *key, *(round(figure, 2) for figure in figures), *told)
     return dict(zip(COLUMNS, columns, strict=True))

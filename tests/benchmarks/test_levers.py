@@ -69,6 +69,8 @@ def test_scenarios_are_train_attacks_in_both_forms_and_nothing_else(levers: Modu
     assert {options["train_attack"] for _, options in searched} == set(TRAIN_ATTACKS) - {"label_flip"}
     assert len(searched) == 8
     assert len(list(levers.attacks(("sign_flip",), (levers.SEARCHED,)))) == 2
+    (one,) = levers.attacks(("sign_flip",), ("1.0",), ("colluding",))
+    assert one == ("sign_flip", {"colluding": True, "scale": 1.0})
 
 
 @pytest.mark.parametrize(
@@ -76,6 +78,7 @@ def test_scenarios_are_train_attacks_in_both_forms_and_nothing_else(levers: Modu
     [
         ({"strengths": ("hard",)}, "strengths must be numbers of 0 or more, or 'searched'; got 'hard'"),
         ({"attacks": ("ipm",)}, "unknown train attack 'ipm'; there are: scaling"),
+        ({"forms": ("alone",)}, "unknown form 'alone'; there are: independent, colluding"),
         ({"policies": ("nowhere",)}, "no shipped policy of this name"),
     ],
 )
@@ -92,7 +95,7 @@ def test_a_run_appends_a_line_for_each_fraction(levers: ModuleType, tmp_path: Pa
     monkeypatch.setattr(levers, "ROUNDS", 2)
     monkeypatch.setattr(levers, "FINAL_ROUNDS", 1)
     assert levers.SEARCHED in attack_names()
-    arguments = levers.Arguments(policies=("fedavg",), attacks=("sign_flip",), validation=100)
+    arguments = levers.Arguments(policies=("fedavg",), attacks=("sign_flip",), forms=("colluding",), validation=100)
     scenario = Scenario("sign_flip", 0.4, 0.5, 0, {"scale": 4.0})
     attacked, clean = (levers.accuracy(arguments, label, scenario, 0) for label in ("fedavg", "oracle"))
     assert attacked < clean
@@ -100,7 +103,7 @@ def test_a_run_appends_a_line_for_each_fraction(levers: ModuleType, tmp_path: Pa
         replace(arguments, out=tmp_path / "out.csv"), "fedavg", (0.5, 0.4), [attacked], [clean, clean, clean]
     )
     assert row["mean_regret"] == pytest.approx(clean - attacked, abs=0.01)
-    assert (row["attacks"], row["validation"]) == ("sign_flip", 100)
+    assert (row["attacks"], row["validation"]) == ("colluding sign_flip", 100)
     for _ in range(2):
         levers.append(replace(arguments, out=tmp_path / "out.csv"), [row])
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 3
