@@ -60,7 +60,7 @@ pretrained: setup  ## Train the shipped policies anew (three quarters of an hour
 	  --update-clip median_or_reference --clone-weight 0.3 --warm-start-length 2 --warm-start-memory 6 \
 	  --num-clients 20 --n-envs 16 --scenarios faint --timesteps 1024 --eval-every 1024 --eval-episodes 15 \
 	  --select-by accuracy --run-dir runs/fashion_mnist --overwrite $(if $(DATA),--data-dir $(DATA))
-	$(BIN)/python -m agents.publish runs/fashion_mnist $(PRETRAINED)/fashion_mnist
+	$(BIN)/python -m agents.publish runs/fashion_mnist:sybil_exponent=2 $(PRETRAINED)/fashion_mnist
 	cp runs/fashion_mnist/evaluations.npz results/pretrained/fashion_mnist.npz
 
 controls: setup  ## Fit the rules logistic and feature_weights on the train attacks; writes fl_core/aggregation/fitted.
