@@ -43,6 +43,8 @@ update; that update alone) are tried on the utility half of the root data, and t
 beats the first by more than {margin:g} standard errors."""
 _SYBILS = """Clients who send the same share their voices, with `sybil_exponent={exponent:g}`; {seen}.
 """
+_NO_SYBILS = """In training clients who send the same shared their voices; deployed they do not.
+"""
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
@@ -62,7 +64,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         directory="path/to/this/directory",
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
-        trained=_TRAINED.format(**trained) if trained else _NO_OTHER[bool(provenance.get("started_from"))],
+        trained=_trained(weighting, trained) or _NO_OTHER[bool(provenance.get("started_from"))],
         sybils=_sybils(weighting.sybil_exponent, trained),
         safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
@@ -72,15 +74,20 @@ def model_card(card: Mapping[str, Any]) -> str:
     )
 
 
+def _trained(weighting: TrustWeighting, trained: Mapping[str, Any] | None) -> str:
+    """How it was clipped and anchored in training, if that was otherwise."""
+    other = trained and any(getattr(weighting, name) != trained[name] for name in ("update_clip", "root_anchor"))
+    return _TRAINED.format(**trained) if trained and other else ""
+
+
 def _sybils(exponent: float, trained: Mapping[str, Any] | None) -> str:
-    """What becomes of sybils, if anything does; and whether the policy was trained so."""
-    if not exponent:
-        return ""
+    """What becomes of sybils, now and in training, if anything ever did."""
     # What is not said to be otherwise is as in training; a card from before sybils were counted does not name them.
     before = exponent if trained is None else trained.get("sybil_exponent", 0.0)
+    if not exponent:
+        return _NO_SYBILS if before else ""
     otherwise = f"it was trained with {before:g}" if before else "it has not seen this in training"
-    seen = "as in training" if before == exponent else otherwise
-    return _SYBILS.format(exponent=exponent, seen=seen)
+    return _SYBILS.format(exponent=exponent, seen="as in training" if before == exponent else otherwise)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

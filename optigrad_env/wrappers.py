@@ -32,8 +32,8 @@ class RecordedRound:
         server_local: (L,) float32, the server's BatchNorm.
         honest: (P,) float32, plain mean of the honest clients' updates.
         present: (N,) bool, who takes part; where clients can be absent, they have rows of zeros and count as rejected.
-        voices: (N,) float32, what each client's trust is multiplied by before it is weighed: 1 but for sybils, where
-            the environment counts them.
+        voices: (N,) float32, what each client's trust is multiplied by before it is weighed: 1 where the environment
+            does not count company; 0 for absent clients.
     """
 
     observation: Tensor

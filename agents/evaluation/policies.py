@@ -92,7 +92,7 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     weighting_used = replace(weighting_of(policy), **weighting)
     if weighting_used != TrustWeighting():
         # What is off is not told: policies from before sybils were counted keep the checksums of their results.
-        digest.update(repr(weighting_used).replace(", sybil_exponent=0.0", "").encode())
+        digest.update(repr(weighting_used).replace(", sybil_exponent=0.0)", ")").encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     if threshold is not None:

@@ -34,9 +34,10 @@ class TrustWeighting:
     a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
     loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
-    *Sybils*, clients who send the same, count for less: client i speaks with ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p`` voices,
-    its own included, and its trust is multiplied by ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other
-    too; only who has more company than the median client loses. The idea is FoolsGold's (Fung et al. 2020, arXiv
+    *Sybils*, clients who send the same, share their voices: client i has the company
+    ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its voice,
+    ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other too, so nobody loses but those who have more
+    company than the median client, by as much as they have more. The idea is FoolsGold's (Fung et al. 2020, arXiv
     1808.04866): here a round at a time, without a memory, and nobody is left without a voice.
 
     Attributes:
@@ -47,8 +48,9 @@ class TrustWeighting:
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
         safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
             utility half of one sample has no spread, and so no margin.
-        sybil_exponent: p, what cosines are raised to when voices are counted: at 2, six copies of one update are six
-            voices, and six of cosine 0.5 to each other 2.25. 0 switches it off: every client is one voice.
+        sybil_exponent: p, what cosines are raised to where company is counted: at 2 each of six copies of one update
+            has a company of 6, and each of six updates of cosine 0.5 to each other 2.25. 0 switches it off: everybody
+            has one voice.
     """
 
     update_clip: str = "median"
@@ -84,7 +86,7 @@ class TrustWeighting:
         return clip_to(updates, norm)
 
     def voices(self, updates: Tensor) -> Tensor:
-        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1]: less for sybils."""
+        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1]."""
         if not self.sybil_exponent or not len(updates):
             return updates.new_ones(len(updates), dtype=torch.float32)
         # A client that sends nothing has no direction, and is alike to itself alone.

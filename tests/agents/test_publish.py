@@ -54,12 +54,15 @@ def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_
     assert read_card(tmp_path / "out")["provenance"]["trained_with"] == TRAINED
     page = (tmp_path / "out" / MODEL_CARD).read_text()
     assert "share their voices, with `sybil_exponent=2`; it has not seen this in training." in page
+    assert "it has seen no other weighting" in page
     publish(f"{tmp_path / 'out'}:sybil_exponent=0", tmp_path / "back")
     assert (tmp_path / "back" / "policy.json").read_bytes() == (Path(run) / "policy.json").read_bytes()
     trained = save_policy(TrustNet(), tmp_path / "trained", {}, TrustWeighting(sybil_exponent=2))
     assert "`sybil_exponent=2`; as in training." in (trained / MODEL_CARD).read_text()
     publish(f"{trained}:sybil_exponent=3", tmp_path / "more")
     assert "`sybil_exponent=3`; it was trained with 2." in (tmp_path / "more" / MODEL_CARD).read_text()
+    publish(f"{trained}:sybil_exponent=0", tmp_path / "none")
+    assert "shared their voices; deployed they do not." in (tmp_path / "none" / MODEL_CARD).read_text()
 
 
 def test_a_card_from_before_sybils_were_counted_remembers_what_it_was_trained_with(run: str, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is(
     assert not arguments.out.exists()
 
 
-def test_a_run_appends_a_line_for_each_fraction(levers: ModuleType, tmp_path: Path, monkeypatch) -> None:
+def test_a_row_tells_what_was_lost_and_under_what(levers: ModuleType, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(levers, "ROUNDS", 2)
     monkeypatch.setattr(levers, "FINAL_ROUNDS", 1)
     assert levers.SEARCHED in attack_names()

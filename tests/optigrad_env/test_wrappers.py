@@ -46,6 +46,22 @@ def test_a_recorded_round_says_what_trust_is_multiplied_by(exponent: float) -> N
     assert (recorded.voices[before["malicious"]] < 0.9).all() == (exponent > 0)
 
 
+def test_a_recorded_round_gives_absent_and_rejected_clients_no_update_and_counts_the_others_company(
+    broken_senders: dict[str, dict[str, Any]],
+) -> None:
+    env = RoundRecorder(MaskedOptiGradEnv(num_clients=8, rounds=4, sybil_exponent=2.0))
+    env.reset(seed=1, options={**ATTACKED, **broken_senders["nan"], "num_clients": 8, "participation": 0.75})
+    kinds = set()
+    for _ in range(3):
+        recorded, weighting = env.recorded_round(), env.unwrapped.federation.config.weighting
+        sends = recorded.present & ~recorded.rejected
+        kinds |= {(bool(here), bool(sent)) for here, sent in zip(recorded.present, sends, strict=True)}
+        assert not recorded.updates[~sends].any()
+        torch.testing.assert_close(recorded.voices[sends], weighting.voices(recorded.updates[sends]))
+        env.step(np.ones(8, np.float32))
+    assert kinds == {(True, True), (True, False), (False, False)}
+
+
 def test_a_recorded_round_holds_the_observation_the_truth_and_the_honest_mean() -> None:
     env = RoundRecorder(OptiGradEnv(num_clients=5, rounds=4))
     observation, info = env.reset(seed=1, options=ATTACKED)

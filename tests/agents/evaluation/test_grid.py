@@ -12,7 +12,7 @@ from agents.deployed import TrustAggregator, save_policy
 from agents.evaluation import Cell, Grid
 from agents.evaluation.grid import parse_attack
 from agents.evaluation.heterogeneity import parse_heterogeneity, show_heterogeneity
-from agents.evaluation.policies import parse_policy
+from agents.evaluation.policies import parse_policy, policy_facts
 from agents.trust_net import TrustNet
 from fl_core.attacks import attack_names
 from optigrad_env import TRAIN_ATTACKS
@@ -144,6 +144,20 @@ def test_the_same_weighting_is_the_same_policy_however_it_is_written(
     grids = [make_grid(policies=(f"{saved_policy}:root_anchor={anchor}",)) for anchor in ("2", "2.0", "3")]
     two, also_two, three = (tuple(grid.to_json()["policies"].values()) for grid in grids)
     assert two == also_two != three
+
+
+def test_policies_of_other_weightings_are_other_policies(saved_policy: Path) -> None:
+    # 0.5 and 0.05 together must not read as 0.55.
+    weightings: list[dict[str, float]] = [
+        {"safeguard_margin": 0.55},
+        {"safeguard_margin": 0.5, "sybil_exponent": 0.05},
+        {"sybil_exponent": 0.01},
+        {"sybil_exponent": 2},
+        {},
+    ]
+    checksums = {policy_facts(str(saved_policy), **weighting).checksum for weighting in weightings}
+    assert len(checksums) == len(weightings)
+    assert policy_facts(str(saved_policy), sybil_exponent=0).checksum in checksums
 
 
 @pytest.mark.parametrize(
