@@ -95,6 +95,17 @@ def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured() -> Non
         assert row["below `root_only`, worst attack"] == shown(-of["above root only, worst attack"])
 
 
+def test_more_attackers_with_shared_voices_are_told_as_they_were_measured() -> None:
+    measured = circumstances("held_out_fashion_mnist_majority", "optigradtrust")
+    told = list(table(RESULTS, "| on seed 36, malicious | regret |"))
+    assert len(told) == 2
+    for row in told:
+        of = measured[f"α 0.5, {row['on seed 36, malicious']} malicious"]
+        assert row["regret"] == shown(of["regret"])
+        assert bare(row["worst attack's"]) == shown(of["worst regret"])
+        assert row["below `root_only`, worst attack"] == shown(-of["above root only, worst attack"])
+
+
 def test_more_attackers_are_told_as_they_were_measured() -> None:
     names = ("optigradtrust", "optigradtrust (safeguard=false)", "safeguarded_shapley", "oracle", "root_only")
     measured = {rule: circumstances("held_out_majority", rule) for rule in names}
