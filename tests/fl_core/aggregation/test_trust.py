@@ -150,6 +150,7 @@ def test_noise_that_sybils_add_buys_voices_by_degrees(normal):
 
     by_noise = [heard(noise) for noise in (0, 0.5, 1, 2)]
     assert by_noise == sorted(by_noise)
+    assert by_noise[2] == pytest.approx(6 / 2.25, abs=0.1)  # cosines of 0.5
     assert by_noise[-1] - by_noise[0] > 3
 
 
