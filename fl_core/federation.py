@@ -269,13 +269,20 @@ class Federation:
         attack = self.attack if attack is None else attack
         return self._scorer.attack_success(attack, self.shared, self.local[-1], self.simulator.images, split)
 
-    def evaluate_personalised(self, split: str) -> Tensor:
-        """(N,) accuracy of every client's own model, the present global one with that client's BatchNorm.
+    def evaluate_personalised(self, split: str, clients: Tensor | None = None) -> Tensor:
+        """(M,) accuracy of each of these clients' own model, the present global one with that client's BatchNorm.
 
         On samples of ``split`` (at most 2,000 of them, evenly spread) mixed as the client's own classes are, seen as
         the client sees them.
+
+        Args:
+            split: ``"validation"`` or ``"test"``.
+            clients: Their numbers, (M,) int64; ``None`` for all N.
         """
-        return self._scorer.personalised(self.shared, self.local[:-1], self.shards, self._shifts, split)
+        chosen = range(self.num_clients) if clients is None else clients.tolist()
+        shards = [self.shards[i] for i in chosen]
+        shifts = [self._shifts[i] for i in chosen] if self._shifts else ()
+        return self._scorer.personalised(self.shared, self.local[list(chosen)], shards, shifts, split)
 
     def _clients_of(self, scenario: Scenario) -> int:
         """Number of clients of an episode."""

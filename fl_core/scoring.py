@@ -14,7 +14,7 @@ from fl_core.registry import check_known
 from fl_core.training import Engine
 
 SPLITS = ("validation", "test")
-# N models, each on images of its own kind: a part of a large test side, evenly spread over it, says enough.
+# Many models, each on images of its own kind: a part of a large test side, evenly spread over it, says enough.
 _PERSONALISED_SAMPLES = 2000
 
 
@@ -73,13 +73,13 @@ class Scorer:
     def personalised(
         self, shared: Tensor, local: Tensor, shards: Sequence[Tensor], shifts: Sequence[FeatureShift], split: str
     ) -> Tensor:
-        """(N,) accuracy of the global model (P,) with every client's own BatchNorm (N, L).
+        """(M,) accuracy of the global model (P,) with each of M clients' own BatchNorm.
 
         On at most 2,000 samples of the split, evenly spread, mixed as the client's own classes are.
 
         Args:
             shared: (P,).
-            local: (N, L).
+            local: (M, L).
             shards: Each client's samples.
             shifts: How each client sees images; empty if all see them as they are.
             split: ``"validation"`` or ``"test"``.

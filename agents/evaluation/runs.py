@@ -232,7 +232,8 @@ class _Scores:
             for spec, attack in self._attacks.items():
                 self._success[spec].append(_asked(federation, attack))
             self._classes.append(metrics.class_accuracy[0].cpu().numpy())
-            self._clients.append(federation.evaluate_personalised("test").cpu()[~federation.malicious].numpy())
+            honest = (~federation.malicious).nonzero().flatten()
+            self._clients.append(federation.evaluate_personalised("test", honest).cpu().numpy())
 
     def attack_success(self) -> dict[str, float | Exception | None]:
         """By attack, see ``_Trace``."""

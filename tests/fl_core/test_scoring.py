@@ -84,3 +84,14 @@ def test_personalised_accuracy_is_each_clients_own_model_on_its_own_mixture_of_c
         right = logits.argmax(dim=1).numpy() == labels
         mine = built.dataset.labels[built.shards[i]].numpy()
         assert result[i].item() == pytest.approx(np.mean([right[labels == y].mean() for y in mine]))
+
+
+@pytest.mark.parametrize(
+    "scenario", [Scenario(alpha=0.3), Scenario(alpha=0.3, feature_shift=1.0)], ids=["same", "shifted"]
+)
+def test_some_clients_personalised_accuracy_is_what_it_is_among_all(federation, scenario):
+    built = federation(scenario, entropy=1)
+    play(built, 3)
+    chosen = torch.tensor([7, 0, 4])
+    assert len(built.evaluate_personalised("test").unique()) > 1
+    assert torch.equal(built.evaluate_personalised("test", chosen), built.evaluate_personalised("test")[chosen])
