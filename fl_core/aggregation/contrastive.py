@@ -1,7 +1,7 @@
 """FLGuard: clients told apart by encoders that are trained, without labels, on the updates of the last rounds."""
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from sklearn.cluster import AgglomerativeClustering
@@ -51,17 +51,14 @@ class _Encoder:
 class _Training:
     """Encoders that are trained when they are asked for the first time.
 
-    A copy of a rule shares them: an attack that asks what the rule would do with other updates of this round would
-    otherwise train the same ones for each of its questions.
-
     Args:
-        rule: Whose settings.
+        rule: Whose settings. Its memory is not held: it would hold this, and only a garbage collection would free both.
         rows: (R, pool) float64, updates of earlier rounds.
         generator: Source of coordinates, initial weights and views.
     """
 
     def __init__(self, rule: "FLGuard", rows: Tensor, generator: torch.Generator) -> None:
-        self._untrained: tuple[FLGuard, Tensor, torch.Generator] | None = (rule, rows, generator)
+        self._untrained: tuple[FLGuard, Tensor, torch.Generator] | None = (replace(rule), rows, generator)
         self._encoders: tuple[_Encoder, ...] = ()
 
     @property
@@ -71,16 +68,22 @@ class _Training:
             self._encoders, self._untrained = rule.train(rows, generator), None
         return self._encoders
 
-    def __deepcopy__(self, memo: dict[int, object]) -> "_Training":
-        return self
-
 
 @dataclass(eq=False)
 class _Past:
+    """What a rule remembers.
+
+    A copy shares updates and encoders, which nobody writes into: an attack that asks what the rule would do with other
+    updates of this round would otherwise train the same encoders, and copy 50 MB, for each of its questions.
+    """
+
     pool: Tensor | None = None
     rows: deque[Tensor] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
     training: _Training | None = None
     trained: int = 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "_Past":
+        return replace(self, rows=self.rows.copy())
 
 
 @register_rule("flguard")

@@ -1,7 +1,9 @@
 """FLGuard: whom it keeps in rounds made by hand, and the parts that it is made of."""
 
 import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
@@ -68,6 +70,23 @@ def test_what_an_adversary_tries_out_trains_nothing_anew_and_changes_nothing(mon
     assert len(trainings) == 1
     now = ServerView(round_of(7, 3, seed=5), round=5)
     assert torch.equal(asked(now).update, alone(now).update)
+
+
+def test_copies_that_an_adversary_asked_are_freed_at_once_and_copy_no_update():
+    """Left to the garbage collector, which does not know how large a tensor is, a search filled gigabytes."""
+    rule = make_rule("flguard")
+    for number in range(4):
+        rule(ServerView(round_of(7, 3, seed=number), round=number))
+    gc.disable()
+    try:
+        asked = copy.deepcopy(rule)
+        asked(ServerView(round_of(7, 3, seed=100), round=4))  # after which its encoders are due
+        assert all(one is other for one, other in zip(rule._past.rows, asked._past.rows, strict=False))
+        past = weakref.ref(asked._past)
+        del asked
+        assert past() is None
+    finally:
+        gc.enable()
 
 
 def test_one_encoder_sees_the_coordinates_of_least_variance_that_move_at_all():
