@@ -47,9 +47,11 @@ def reusable(sources: Sequence[Path], target: Path, grid: Mapping[str, Any]) -> 
     """
     wanted = json.loads(json.dumps(grid))
     first, *others = (_agreeing(source, target, wanted) for source in sources)
-    earlier = list(first.get("earlier", []))
+    runs = list(first.get("earlier", []))
     for other in others:
-        earlier += [*other.get("earlier", []), *([other["provenance"]] if other.get("provenance") else [])]
+        runs += [*other.get("earlier", []), *([other["provenance"]] if other.get("provenance") else [])]
+    # Directories that were themselves put together may share runs; each is told once.
+    earlier = [run for place, run in enumerate(runs) if run not in [first.get("provenance"), *runs[:place]]]
     return {**first, "grid": wanted, **({"earlier": earlier} if earlier else {})}
 
 

@@ -195,6 +195,10 @@ def test_runs_that_shared_the_rules_are_one_grid_again(
             assert all(np.array_equal(expected[name], found[name], equal_nan=True) for name in expected)
     manifest = json.loads((new / "manifest.json").read_text())
     assert (manifest["provenance"], manifest["earlier"]) == ({"revision": "median"}, [{"revision": "shapley"}])
+    with open_directory(tmp_path / "again", grid, reuse=[shared[0], new, shared[1]]) as directory:
+        assert not directory.missing()
+    again = json.loads((tmp_path / "again" / "manifest.json").read_text())
+    assert again == manifest  # and no run is told twice
 
 
 def test_runs_with_other_oracles_are_not_put_together(
