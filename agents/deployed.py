@@ -186,6 +186,12 @@ class TrustAggregator(TrustRule):
 
     def __post_init__(self) -> None:
         given: TrustWeighting | None = self.weighting
+        if not isinstance(self.policy, nn.Module):
+            raise ValueError(f"policy must be a torch module, such as load_policy('digits') gives, got {self.policy!r}")
+        if not isinstance(given, TrustWeighting | None):
+            raise ValueError(
+                f"weighting must be a TrustWeighting, such as TrustWeighting(safeguard=True), got {given!r}"
+            )
         object.__setattr__(self, "weighting", given or weighting_of(self.policy))
 
     def __deepcopy__(self, memo: dict[int, object]) -> "TrustAggregator":
@@ -198,8 +204,17 @@ class TrustAggregator(TrustRule):
 
     @torch.no_grad()
     def trust(self, view: ServerView) -> Tensor:
-        """See ``TrustRule.trust``. The policy sees rejected clients too, at their worst, as it did in training."""
+        """See ``TrustRule.trust``. The policy sees rejected clients too, at their worst, as it did in training.
+
+        Raises:
+            ValueError: The policy did not answer with a tensor of one value a client.
+        """
         observation = view.fingerprint.observation
         where = next((parameter.device for parameter in self.policy.parameters()), observation.device)
         trust: Tensor = self.policy(observation.to(where))
+        if not isinstance(trust, Tensor) or trust.shape != view.rejected.shape:
+            found = tuple(trust.shape) if isinstance(trust, Tensor) else type(trust).__name__
+            raise ValueError(
+                f"the policy must give one trust value for each of {len(observation)} clients, got {found}"
+            )
         return trust[~view.rejected].to(observation.device)

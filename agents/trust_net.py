@@ -63,10 +63,16 @@ class Trunk(nn.Module):
                 the tokens of the others.
 
         Raises:
-            ValueError: The last dimension is not the number of features, or the mask does not fit.
+            ValueError: No tensor of at least one client's features, or the mask does not fit.
         """
-        if fingerprint.shape[-1] != self.features:
-            raise ValueError(f"expected {self.features} features in the last dimension, got {tuple(fingerprint.shape)}")
+        if not isinstance(fingerprint, Tensor):
+            raise ValueError(f"expected a tensor (N, {self.features}), got {type(fingerprint).__name__}")
+        if fingerprint.ndim < 2 or not fingerprint.shape[-2] or fingerprint.shape[-1] != self.features:
+            raise ValueError(
+                f"expected {self.features} features in the last dimension, and before it at least one client; "
+                f"got {tuple(fingerprint.shape)}"
+            )
+        fingerprint = fingerprint.to(self.embed.weight.dtype)
         if mask is not None and mask.shape != fingerprint.shape[:-1]:
             raise ValueError(
                 f"mask must have shape {tuple(fingerprint.shape[:-1])}, one value a client; got {tuple(mask.shape)}"

@@ -5,11 +5,15 @@ does the server's part by itself: it owns the global model and its own BatchNorm
 what was received, and fingerprints it.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fl_core.aggregation import Aggregate, ServerView
@@ -17,6 +21,7 @@ from fl_core.aggregation.view import receive
 from fl_core.data.splits import interleave_classes
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout
+from fl_core.models.parameters import Entry
 from fl_core.randomness import Purpose, Streams
 from fl_core.training import LocalTraining, Objective, make_engine, make_objective
 from fl_core.training.sampling import cyclic
@@ -38,7 +43,8 @@ class RootServer:
         seed: Seed of everything that the server draws.
 
     Raises:
-        ValueError: Root data of the wrong shape or size, an unknown name, or a network that the engine cannot run.
+        ValueError: Root data of the wrong shape or size or not finite, an unknown name, or a network that cannot run on
+            the root data, gives another number of outputs than there are classes, or is not for the engine.
     """
 
     def __init__(
@@ -54,7 +60,9 @@ class RootServer:
         shapley: str = "surrogate",
         seed: int = 0,
     ) -> None:
+        _check_kinds(network, objective, training, seed)
         _check_root(images, labels, num_classes)
+        _check_outputs(network, images[:2], num_classes)
         self._objective = objective or make_objective("fedbn_prox", 0.1)
         self._training = training or LocalTraining()
         self.layout = ParameterLayout(network, local_batchnorm=self._objective.local_batchnorm)
@@ -83,20 +91,32 @@ class RootServer:
         self._batches = streams.torch(Purpose.SERVER)
 
     def broadcast(self, network: nn.Module) -> None:
-        """Writes the global model's shared parameters into a client's network; its BatchNorm stays its own (FedBN)."""
+        """Writes the global model's shared parameters into a client's network; its BatchNorm stays its own (FedBN).
+
+        Raises:
+            ValueError: The network lacks one of them, by name and shape; nothing was written.
+        """
+        _check_holds(network, self.layout.shared)
         tensors = self.layout.unpack(self.global_model[None], self._local[None])
         network.load_state_dict({e.name: tensors[e.name][0] for e in self.layout.shared}, strict=False)
 
     def update_of(self, network: nn.Module) -> Tensor:
-        """What a client sends after local training: its network's shared parameters minus the global model, (P,)."""
+        """What a client sends after local training: its network's shared parameters minus the global model, (P,).
+
+        Raises:
+            ValueError: The network lacks one of them, by name and shape.
+        """
+        _check_holds(network, self.layout.shared)
         return self.layout.initial(network)[0] - self.global_model
 
-    def view(self, messages: Tensor | Sequence[Tensor], clients: Sequence[int] | None = None) -> ServerView:
+    def view(
+        self, messages: Tensor | Sequence[Tensor | NDArray[Any]], clients: Sequence[int] | None = None
+    ) -> ServerView:
         """Trains the reference update and shows a rule what the server has received.
 
         Args:
-            messages: One update (P,) a client; a message of the wrong shape, or one that is not finite, costs its
-                sender its weight.
+            messages: One update (P,) a client, a tensor or an array; a message of the wrong shape, or one that is not
+                finite, costs its sender its weight.
             clients: Number of the client that each message is from, for rules that remember clients where not all
                 take part in every round; by default 0, 1, and so on.
 
@@ -104,7 +124,7 @@ class RootServer:
             The view of this round. Call once a round, and ``apply`` before the next.
 
         Raises:
-            ValueError: No message, or not one client of its own for each; the round has not begun then.
+            ValueError: No messages, or not one client of its own for each; the round has not begun then.
         """
         updates = receive(messages, self.layout.num_shared, self.global_model.device)
         senders = None if clients is None else torch.tensor(list(clients), dtype=torch.int64)
@@ -129,21 +149,57 @@ class RootServer:
         )
 
     def apply(self, aggregate: Aggregate) -> None:
-        """Ends the round: adds a rule's update to the global model."""
+        """Ends the round: adds a rule's update to the global model.
+
+        Raises:
+            ValueError: It is no update of this model, or not finite; the round has not ended then.
+        """
+        update = getattr(aggregate, "update", None)
+        if not isinstance(update, Tensor) or update.shape != self.global_model.shape:
+            found = tuple(update.shape) if isinstance(update, Tensor) else repr(aggregate)[:80]
+            raise ValueError(
+                f"apply takes what a rule returns, an Aggregate with an update ({len(self.global_model)},), got {found}"
+            )
+        if not update.isfinite().all():
+            raise ValueError(f"{int((~update.isfinite()).sum())} of {len(update)} values of the update are not finite")
         self.global_model = self.global_model + aggregate.update
         self.round += 1
 
     def write_to(self, network: nn.Module) -> None:
-        """Writes the global model into a network for use, with the server's BatchNorm re-estimated on root data."""
+        """Writes the global model into a network for use, with the server's BatchNorm re-estimated on root data.
+
+        Raises:
+            ValueError: The network lacks one of the model's tensors, by name and shape; nothing was written.
+        """
+        _check_holds(network, self.layout.entries)
         shared = self.global_model[None]
         local = self._engine.reestimate(shared, self._local[None], self._simulator.images)
         tensors = self.layout.unpack(shared, local)
         network.load_state_dict({name: value[0] for name, value in tensors.items()}, strict=False)
 
 
-def _check_root(images: Tensor, labels: Tensor, num_classes: int) -> None:
+def _check_kinds(network: object, objective: object, training: object, seed: object) -> None:
+    if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
+        raise ValueError(f"network must be a torch module with parameters, got {network!r}")
+    if not isinstance(objective, Objective | None):
+        raise ValueError(f"objective must be one of make_objective's, or None for FedBN-Prox, got {objective!r}")
+    if not isinstance(training, LocalTraining | None):
+        raise ValueError(f"training must be a LocalTraining, or None for the usual one, got {training!r}")
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+
+
+def _check_root(images: Any, labels: Any, num_classes: Any) -> None:
+    for name, value in (("images", images), ("labels", labels)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; torch.tensor(...) makes one of it")
+    if not isinstance(num_classes, Integral):
+        raise ValueError(f"num_classes must be a whole number, got {num_classes!r}")
     if images.ndim != 4 or images.dtype != torch.float32:
         raise ValueError(f"images must be (R, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")
+    if not images.isfinite().all():
+        broken = (~images.isfinite()).flatten(1).any(dim=1)
+        raise ValueError(f"{int(broken.sum())} of {len(images)} root images hold values that are not finite")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise ValueError(f"labels must be ({len(images)},) int64, got {tuple(labels.shape)} {labels.dtype}")
     if len(images) < 4:
@@ -151,3 +207,27 @@ def _check_root(images: Tensor, labels: Tensor, num_classes: int) -> None:
     low, high = int(np.min(labels.numpy())), int(np.max(labels.numpy()))
     if low < 0 or high >= num_classes:
         raise ValueError(f"labels must lie in [0, {num_classes}), got {low} to {high}")
+
+
+def _check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> None:
+    """On a copy: not even the mode of the given network changes."""
+    try:
+        with torch.no_grad():
+            shape = tuple(copy.deepcopy(network).eval()(images).shape)
+    except RuntimeError as error:
+        raise ValueError(f"the network cannot run on root images {tuple(images.shape[1:])}: {error}") from error
+    if shape != (len(images), num_classes):
+        raise ValueError(f"the network must give {num_classes} outputs an image, one a class; two images gave {shape}")
+
+
+def _check_holds(network: nn.Module, entries: Sequence[Entry]) -> None:
+    """Raises a ValueError, unless a network has tensors of these names and shapes."""
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    lacking = [entry for entry in entries if shapes.get(entry.name) != entry.shape]
+    if lacking:
+        first = lacking[0]
+        found = f"there it is {tuple(shapes[first.name])}" if first.name in shapes else f"it has {', '.join(shapes)}"
+        raise ValueError(
+            f"the network is not built as the server's: {len(lacking)} of {len(entries)} tensors do not fit, the first "
+            f"is {first.name} {tuple(first.shape)}; {found[:300]}"
+        )

@@ -97,8 +97,12 @@ class TrustWeighting:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.
 
         If no trust is left at all, the reference update is used alone.
+
+        Raises:
+            ValueError: A view without root data; trust of another shape, or that is negative or not finite.
         """
         reference = require_reference(view, "trust-weighted aggregation")
+        _check_trust(trust, len(view.accepted))
         if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
         if self.sybil_exponent:
@@ -145,11 +149,25 @@ class GivenTrust(TrustRule):
     values: Tensor
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.values, Tensor):
+            raise ValueError(f"trust must be a tensor, one value a client, got {type(self.values).__name__}")
+
     def trust(self, view: ServerView) -> Tensor:
         """See ``TrustRule.trust``; raises ValueError for another number of clients."""
         if self.values.shape != view.rejected.shape:
             raise ValueError(f"got trust of shape {tuple(self.values.shape)} for {len(view.rejected)} clients")
         return self.values[~view.rejected].to(view.updates.device)
+
+
+def _check_trust(trust: Tensor, clients: int) -> None:
+    if trust.shape != (clients,):
+        raise ValueError(f"trust must be one value for each of {clients} clients, got the shape {tuple(trust.shape)}")
+    wrong = trust[~((trust >= 0) & trust.isfinite())]
+    if len(wrong):
+        raise ValueError(
+            f"trust must be 0 or more and finite, got {float(wrong[0])} for {len(wrong)} of {clients} clients"
+        )
 
 
 def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -> Aggregate:

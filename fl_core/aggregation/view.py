@@ -3,8 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_core.fingerprint.fingerprint import Fingerprint, Fingerprinter
@@ -115,13 +118,15 @@ class ServerView:
         return self.fingerprinter, self.global_model, local
 
 
-def receive(messages: Tensor | Sequence[Tensor], num_parameters: int, device: torch.device | None = None) -> Tensor:
+def receive(
+    messages: Tensor | Sequence[Tensor | NDArray[Any]], num_parameters: int, device: torch.device | None = None
+) -> Tensor:
     """Turns what clients sent into a matrix; a message of the wrong shape or kind becomes a row of NaN.
 
     A server cannot choose what it is sent: a bad message must cost its sender its weight, not the round.
 
     Args:
-        messages: One message a client, at least one.
+        messages: One message a client, at least one; NumPy's floating-point arrays are taken for tensors.
         num_parameters: P, the length that an update should have.
         device: Where to; by default where the first of the messages is that is a tensor.
 
@@ -129,22 +134,32 @@ def receive(messages: Tensor | Sequence[Tensor], num_parameters: int, device: to
         (N, P) float32.
 
     Raises:
-        ValueError: No message at all.
+        ValueError: No message at all, or no sequence of messages.
     """
+    if not isinstance(messages, Tensor | np.ndarray | Sequence) or getattr(messages, "ndim", 2) < 2:
+        shape = f" of the shape {tuple(messages.shape)}" if hasattr(messages, "shape") else ""
+        raise ValueError(f"messages must be N updates (P,), one a client; got one {type(messages).__name__}{shape}")
     if not len(messages):
         raise ValueError("no client has sent a message: there is nothing to aggregate, so leave this round out")
     if isinstance(messages, Tensor) and _fits(messages, (len(messages), num_parameters), torch.float32):
         messages = messages.detach()
         return messages if device is None else messages.to(device)
+    sent = [_as_tensor(message) for message in messages]
     if device is None:
-        device = next((message.device for message in messages if _readable(message)), None)
+        device = next((message.device for message in sent if _readable(message)), None)
     missing = torch.full((num_parameters,), float("nan"), device=device)
     return torch.stack(
         [
             message.detach().to(missing) if _fits(message, (num_parameters,)) and not message.is_complex() else missing
-            for message in messages
+            for message in sent
         ]
     )
+
+
+def _as_tensor(message: Any) -> Any:
+    """A floating-point array, which is what Flower sends, as a tensor; anything else as it is, to be rejected."""
+    known = isinstance(message, np.ndarray) and message.dtype in (np.float16, np.float32, np.float64)
+    return torch.tensor(message) if known else message
 
 
 def _fits(message: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
 from agents.deployed import CARD, MODEL_CARD, WEIGHTS, read_card, shipped_policies
@@ -330,3 +331,33 @@ def test_a_card_without_provenance_says_nothing_of_where_it_comes_from(tmp_path:
     del card["provenance"]
     (tmp_path / CARD).write_text(json.dumps(card))
     assert read_card(tmp_path)["provenance"] == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("digits",), r"policy must be a torch module, such as load_policy\('digits'\) gives, got 'digits'"),
+        ((TrustNet(), "median"), "weighting must be a TrustWeighting.*got 'median'"),
+        ((TrustNet(), {"safeguard": True}), "weighting must be a TrustWeighting"),
+    ],
+)
+def test_a_rule_around_what_is_no_policy_is_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrustAggregator(*arguments)
+
+
+class Answers(nn.Module):
+    def __init__(self, answer: object) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, fingerprint: torch.Tensor) -> object:
+        return self.answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"), [(torch.ones(4, 1), r"\(4, 1\)"), (torch.ones(3), r"\(3,\)"), ([1.0] * 4, "list")]
+)
+def test_a_policy_that_does_not_answer_for_every_client_is_refused(answer: object, found: str) -> None:
+    with pytest.raises(ValueError, match=f"one trust value for each of 4 clients, got {found}"):
+        TrustAggregator(Answers(answer))(a_view(4))

@@ -187,3 +187,16 @@ def test_actions_of_absent_clients_are_worth_nothing() -> None:
     torch.testing.assert_close(worth, net(alone, action[ONE_ABSENT]), rtol=1e-4, atol=1e-5)
     moved = torch.where(ONE_ABSENT, action, -action)
     torch.testing.assert_close(net(padded, moved, ONE_ABSENT), worth)
+
+
+@pytest.mark.parametrize("given", [torch.zeros(6), torch.zeros(0, 6)])
+def test_what_is_no_round_of_clients_is_refused(given: torch.Tensor, policy: TrustNet) -> None:
+    with pytest.raises(ValueError, match=r"expected 6 features in .* at least one client; got"):
+        policy(given)
+    with pytest.raises(ValueError, match="expected a tensor"):
+        policy(given.numpy())
+
+
+def test_other_floating_point_numbers_are_judged_as_float32(policy: TrustNet) -> None:
+    observation = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(policy(observation.double()), policy(observation))

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fl_core.aggregation import make_rule
+from fl_core.aggregation import Aggregate, make_rule
 from fl_core.data import load_dataset
 from fl_core.models import make_network
 from fl_core.server import RootServer
@@ -24,7 +24,7 @@ def a_network(seed: int = 0) -> nn.Sequential:
 
 def a_server(**changes) -> RootServer:
     arguments = {"images": DIGITS.images(ROOT), "labels": DIGITS.labels[ROOT], "num_classes": 10}
-    return RootServer(a_network(), **{**arguments, **changes})
+    return RootServer(**{"network": a_network(), **arguments, **changes})
 
 
 def trained(network: nn.Module, shard: torch.Tensor, generator: torch.Generator) -> None:
@@ -160,6 +160,17 @@ def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
         ({"labels": DIGITS.labels[ROOT][:5]}, r"labels must be \(60,\) int64, got \(5,\)"),
         ({"images": DIGITS.images(ROOT[:3]), "labels": DIGITS.labels[:3]}, "at least 4 samples.*got 3"),
         ({"num_classes": 5}, r"labels must lie in \[0, 5\), got 0 to 9"),
+        ({"images": DIGITS.images(ROOT).numpy()}, r"images must be a tensor, got ndarray; torch.tensor"),
+        ({"labels": DIGITS.labels[ROOT].tolist()}, "labels must be a tensor, got list"),
+        ({"images": DIGITS.images(ROOT) * NAN}, "60 of 60 root images hold values that are not finite"),
+        ({"num_classes": "10"}, "num_classes must be a whole number, got '10'"),
+        ({"num_classes": 12}, r"must give 12 outputs an image, one a class; two images gave \(2, 10\)"),
+        ({"images": DIGITS.images(ROOT)[..., :4, :4]}, r"cannot run on root images \(1, 4, 4\): mat1 and mat2"),
+        ({"network": "small_cnn"}, "network must be a torch module with parameters, got 'small_cnn'"),
+        ({"network": nn.Flatten()}, r"network must be a torch module with parameters, got Flatten"),
+        ({"objective": "fedavg"}, "objective must be one of make_objective's.*got 'fedavg'"),
+        ({"training": {"steps": 5}}, r"training must be a LocalTraining.*got \{'steps': 5\}"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0, got 'a'"),
         ({"engine": "nope"}, "'nope'; there are: sequential"),
         ({"shapley": "nope"}, "'nope'; there are: surrogate"),
     ],
@@ -167,3 +178,49 @@ def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
 def test_impossible_root_data_is_refused_with_what_was_given(changes, message):
     with pytest.raises(ValueError, match=message):
         a_server(**changes)
+
+
+class Wrapped(nn.Module):
+    """The same layers under other names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = a_network()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+
+@pytest.mark.parametrize("name", ["broadcast", "update_of", "write_to"])
+@pytest.mark.parametrize(
+    ("other", "found"),
+    [
+        (Wrapped, r"the first is 0.weight \(8, 1, 3, 3\); it has body.0.weight"),
+        (lambda: make_network("small_cnn", (1, 8, 8), 7, 0), r"2 of \d+ .* \(10, \d+\); there it is \(7, \d+\)"),
+    ],
+)
+def test_a_network_that_is_built_otherwise_is_refused_and_left_alone(name, other, found):
+    """Written by name, and leniently, it would have been left untrained without a word."""
+    server, network = a_server(), other()
+    before = copy.deepcopy(network.state_dict())
+    with pytest.raises(ValueError, match=f"not built as the server's.*{found}"):
+        getattr(server, name)(network)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("aggregate", "message"),
+    [
+        (Aggregate(torch.zeros(1), None), r"an Aggregate with an update \(1874,\), got \(1,\)"),
+        (torch.zeros(1874), r"takes what a rule returns, .*got tensor"),
+        (None, "got None"),
+        (Aggregate(torch.full((1874,), NAN), None), "1874 of 1874 values of the update are not finite"),
+    ],
+)
+def test_what_is_no_update_is_not_applied(aggregate, message):
+    server = a_server()
+    before = server.global_model.clone()
+    with pytest.raises(ValueError, match=message):
+        server.apply(aggregate)
+    assert torch.equal(server.global_model, before)
+    assert server.round == 0

@@ -1,3 +1,5 @@
+from math import inf, nan
+
 import numpy as np
 import pytest
 import torch
@@ -362,3 +364,25 @@ def test_a_safeguard_that_is_neither_on_nor_off_is_refused():
 def test_an_anchor_that_float32_does_not_hold_is_refused(value):
     with pytest.raises(ValueError, match=r"root_anchor must be a number from 0 to 1e\+06, got"):
         TrustWeighting(root_anchor=value)
+
+
+@pytest.mark.parametrize("safeguard", [False, True])
+@pytest.mark.parametrize(
+    ("trust", "message"),
+    [
+        ([nan, 1, 1, 1], "0 or more and finite, got nan for 1 of 4 clients"),
+        ([-1, -1, 0, 1], "0 or more and finite, got -1.0 for 2 of 4 clients"),
+        ([inf, 1, 1, 1], "got inf for 1 of 4"),
+        ([1, 1, 1], r"one value for each of 4 clients, got the shape \(3,\)"),
+        ([[1], [1], [1], [1]], r"got the shape \(4, 1\)"),
+    ],
+)
+def test_trust_that_would_turn_or_break_the_model_is_refused(view, normal, trust, message, safeguard):
+    weighting = TrustWeighting(safeguard=safeguard)
+    with pytest.raises(ValueError, match=message):
+        weighting(view(normal(4, 9)), torch.tensor(trust, dtype=torch.float32))
+
+
+def test_given_trust_must_be_a_tensor():
+    with pytest.raises(ValueError, match="trust must be a tensor, one value a client, got list"):
+        GivenTrust([1.0, 1.0])

@@ -1,5 +1,6 @@
 from math import inf, nan
 
+import numpy as np
 import pytest
 import torch
 
@@ -67,6 +68,32 @@ def test_a_message_that_is_no_ordinary_tensor_costs_its_sender_the_weight_and_no
 def test_no_message_at_all_is_an_error_in_words(messages):
     with pytest.raises(ValueError, match=r"no client has sent a message.*leave this round out"):
         receive(messages, P)
+
+
+@pytest.mark.parametrize(
+    ("messages", "found"),
+    [
+        (torch.ones(P), rf"one Tensor of the shape \({P},\)"),
+        (np.ones(P), rf"one ndarray of the shape \({P},\)"),
+        (None, "one NoneType"),
+        (iter([torch.ones(P)]), "one list_iterator"),
+    ],
+)
+def test_what_is_no_list_of_messages_is_refused_and_not_taken_for_bad_clients(messages, found):
+    with pytest.raises(ValueError, match=rf"messages must be N updates \(P,\), one a client; got {found}"):
+        receive(messages, P)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_arrays_are_messages_too(dtype):
+    sent = np.linspace(-1, 1, 2 * P, dtype=dtype).reshape(2, P)
+    expected = torch.tensor(sent.astype(np.float32))
+    for messages in (sent, list(sent)):
+        received = receive(messages, P)
+        assert received.dtype == torch.float32
+        assert torch.equal(received, expected)
+    text = receive([sent[0], np.full(P, "a"), sent[1][:-1]], P)
+    assert ServerView(text).rejected.tolist() == [False, True, True]
 
 
 def test_a_number_too_large_for_float32_is_rejected():
