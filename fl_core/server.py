@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from fl_core.aggregation import Aggregate, ServerView
 from fl_core.aggregation.view import receive
-from fl_core.data.splits import interleave_classes
+from fl_core.data.splits import split_in_halves
 from fl_core.fingerprint import Fingerprinter, HonestSimulator, make_shapley, train_autoencoder
 from fl_core.models import ParameterLayout
 from fl_core.models.parameters import Entry
@@ -33,11 +33,12 @@ class RootServer:
     Args:
         network: The model, with its initial weights; copied. BatchNorm stays at each participant under an objective
             with ``local_batchnorm``, and everything else is shared.
-        images: (R, C, H, W) float32 root data, standardised as the clients standardise theirs; R at least 4.
+        images: (R, C, H, W) float32 root data, standardised as the clients standardise theirs; R at least 4. Half of
+            each class is for the reference update, the other half judges. Benchmarks here have as many of each class.
         labels: (R,) int64 in [0, num_classes).
         num_classes: C.
         objective: What the clients minimise; FedBN-Prox with mu 0.1 by default.
-        training: The clients' local work in a round.
+        training: The clients' local work in a round: steps, batch size and learning rate as theirs.
         engine: Training engine; ``auto`` is the fastest that is built and can run the network.
         shapley: Shapley estimator.
         seed: Seed of everything that the server draws.
@@ -71,8 +72,9 @@ class RootServer:
         self.round = 0
 
         streams = Streams(seed)
-        order = torch.from_numpy(interleave_classes(labels.numpy(), streams.numpy(Purpose.SPLIT)))
-        reference, utility = order[: len(order) // 2], order[len(order) // 2 :]
+        # Were all of a rare class in the one half, the other would judge by the frequent classes alone.
+        halves = split_in_halves(labels.numpy(), streams.numpy(Purpose.SPLIT))
+        reference, utility = map(torch.from_numpy, halves)
         self._simulator = HonestSimulator(
             self._engine, images[reference], labels[reference], self._training, self._objective
         )
@@ -181,6 +183,12 @@ class RootServer:
 def _check_kinds(network: object, objective: object, training: object, seed: object) -> None:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise ValueError(f"network must be a torch module with parameters, got {network!r}")
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} parameters of the network are frozen, the first is {frozen[0]}: they would be trained and "
+            "sent as the others are; make a network of the trainable layers, and feed it what the frozen ones put out"
+        )
     if not isinstance(objective, Objective | None):
         raise ValueError(f"objective must be one of make_objective's, or None for FedBN-Prox, got {objective!r}")
     if not isinstance(training, LocalTraining | None):

@@ -168,6 +168,15 @@ def interleave_classes(labels: NDArray[np.int64], generator: np.random.Generator
     return np.lexsort((tie_break, rank))
 
 
+def split_in_halves(
+    labels: NDArray[np.int64], generator: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two random halves, half of every class in each; sizes, and numbers of a class, differ by 1 at most."""
+    order = generator.permutation(len(labels))
+    by_class = order[np.argsort(labels[order], kind="stable")]
+    return by_class[::2], by_class[1::2]
+
+
 def favour_class(queue: NDArray[np.int64], labels: NDArray[np.int64], favoured: int, bias: float) -> NDArray[np.int64]:
     """Brings members of one class forward: a share ``bias`` of every prefix is of them, the rest in the old order.
 

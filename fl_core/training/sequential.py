@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from fl_core.models.parameters import ParameterLayout
 from fl_core.training.objective import Objective
@@ -16,11 +17,21 @@ _STATISTICS = ("running_mean", "running_var")
 
 
 class SequentialEngine:
-    """Trains the clients in a Python loop. Slow, short, and what the other engines are tested against."""
+    """Trains the clients in a Python loop. Slow, short, and what the other engines are tested against.
+
+    Raises:
+        ValueError: A network with dropout.
+    """
 
     name = "sequential"
 
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
+        for name, module in network.named_modules():
+            if isinstance(module, _DropoutNd) and module.p > 0:
+                raise ValueError(
+                    f"layer {name!r} is {module}: what it drops comes from torch's global generator, so equal seeds "
+                    "would not give equal rounds; leave it out, or set p=0"
+                )
         self._network = copy.deepcopy(network)
         self._layout = layout
 

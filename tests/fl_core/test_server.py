@@ -180,6 +180,39 @@ def test_impossible_root_data_is_refused_with_what_was_given(changes, message):
         a_server(**changes)
 
 
+def test_of_unbalanced_root_data_both_halves_have_their_share_of_the_rare_class(monkeypatch):
+    """A hospital's: 12 of 60 images are of one class. The half that judges had one of them, and the other eleven."""
+    common, rare = (DIGITS.train[DIGITS.labels[DIGITS.train] == c] for c in (0, 1))
+    root = torch.cat([common[:48], rare[:12]])
+    seen = []
+    monkeypatch.setattr("fl_core.server.HonestSimulator", lambda engine, x, y, *rest: seen.append(y) or None)
+    monkeypatch.setattr("fl_core.server.Fingerprinter", lambda simulator, x, y, *rest: seen.append(y))
+    a_server(images=DIGITS.images(root), labels=DIGITS.labels[root])
+    assert [torch.bincount(labels, minlength=2).tolist() for labels in seen] == [[24, 6], [24, 6]]
+
+
+def frozen() -> nn.Sequential:
+    network = a_network()
+    network[0].requires_grad_(False)
+    return network
+
+
+def test_a_network_whose_frozen_layers_would_be_trained_is_refused():
+    with pytest.raises(ValueError, match=r"parameters of the network are frozen, the first is 0\.weight"):
+        a_server(network=frozen())
+
+
+def test_a_network_that_drops_at_random_is_refused_and_one_that_drops_nothing_is_not():
+    for p in (0.5, 0.0):
+        network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Dropout(p), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 10))
+        if p:
+            with pytest.raises(ValueError, match=r"layer '1' is Dropout\(p=0.5.*global generator"):
+                a_server(network=network)
+        else:
+            views = [a_server(network=network).view(normal(3, 834)) for _ in range(2)]
+            assert torch.equal(views[0].reference, views[1].reference)
+
+
 class Wrapped(nn.Module):
     """The same layers under other names."""
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core.data import Dataset, Splits, load_dataset, make_splits
-from fl_core.data.splits import interleave_classes
+from fl_core.data.splits import interleave_classes, split_in_halves
 
 PARTS = ("clients", "reference", "utility", "validation", "test")
 
@@ -154,3 +154,14 @@ def test_root_and_validation_data_come_from_a_tenth_of_the_groups_each_where_tha
     assert counts == [50, 50, 100]
     assert torch.bincount(dataset.groups[drawn.validation]).max() == 4
     assert len(drawn.clients) == 10 * (1000 - 200)
+
+
+@settings(deadline=None, max_examples=60)
+@given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), seed=st.integers(0, 2**31))
+def test_halves_share_every_class_and_hold_everybody_once(counts, seed):
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    halves = split_in_halves(labels, np.random.default_rng(seed))
+    assert sorted(np.concatenate(halves)) == list(range(len(labels)))
+    one, other = (np.bincount(labels[half], minlength=len(counts)) for half in halves)
+    assert abs(one - other).max() <= 1
+    assert 0 <= one.sum() - other.sum() <= 1
