@@ -43,6 +43,12 @@ class RootServer:
         shapley: Shapley estimator.
         seed: Seed of everything that the server draws.
 
+    Attributes:
+        layout: Which of the network's tensors are shared, and their order in an update (P,).
+        engine: What trains the reference update; ``engine.name`` says which was taken.
+        global_model: (P,).
+        round: Rounds that were applied.
+
     Raises:
         ValueError: Root data of the wrong shape or size or not finite, an unknown name, or a network that cannot run on
             the root data, gives another number of outputs than there are classes, or is not for the engine.
@@ -67,7 +73,7 @@ class RootServer:
         self._objective = objective or make_objective("fedbn_prox", 0.1)
         self._training = training or LocalTraining()
         self.layout = ParameterLayout(network, local_batchnorm=self._objective.local_batchnorm)
-        self._engine = make_engine(engine, network, self.layout)
+        self.engine = make_engine(engine, network, self.layout)
         self.global_model, self._local = self.layout.initial(network)
         self.round = 0
 
@@ -76,7 +82,7 @@ class RootServer:
         halves = split_in_halves(labels.numpy(), streams.numpy(Purpose.SPLIT))
         reference, utility = map(torch.from_numpy, halves)
         self._simulator = HonestSimulator(
-            self._engine, images[reference], labels[reference], self._training, self._objective
+            self.engine, images[reference], labels[reference], self._training, self._objective
         )
         autoencoder = partial(
             train_autoencoder, self._simulator, self.global_model, self._local, streams.torch(Purpose.AUTOENCODER)
@@ -137,7 +143,7 @@ class RootServer:
         size = self._training.steps * self._training.batch_size
         picks = cyclic(torch.arange(len(self._simulator.labels)), size, self._batches)
         picks = picks.view(1, self._training.steps, self._training.batch_size)
-        reference, local = self._engine.train(
+        reference, local = self.engine.train(
             self.global_model,
             self._local[None],
             self._simulator.images[picks],
@@ -175,7 +181,7 @@ class RootServer:
         """
         _check_holds(network, self.layout.entries)
         shared = self.global_model[None]
-        local = self._engine.reestimate(shared, self._local[None], self._simulator.images)
+        local = self.engine.reestimate(shared, self._local[None], self._simulator.images)
         tensors = self.layout.unpack(shared, local)
         network.load_state_dict({name: value[0] for name, value in tensors.items()}, strict=False)
 

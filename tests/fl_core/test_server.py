@@ -1,6 +1,7 @@
 """The server of a federation whose clients are somebody else's: here plain PyTorch modules."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -136,6 +137,19 @@ def test_rounds_are_counted_and_the_servers_batchnorm_goes_on_from_round_to_roun
     assert (first.round, second.round) == (0, 1)
     assert not torch.equal(first.server_local, second.server_local)
     torch.testing.assert_close(second.global_model, first.global_model + first.reference)
+
+
+def test_a_pickled_server_goes_on_bit_for_bit():
+    server = a_server()
+    server.apply(make_rule("shapley")(server.view(normal(4, 1874))))
+    other = pickle.loads(pickle.dumps(server))
+    for number in range(1, 3):
+        one, same = (each.view(normal(4, 1874, seed=number)) for each in (server, other))
+        assert torch.equal(one.fingerprint.raw, same.fingerprint.raw)
+        for each, view in ((server, one), (other, same)):
+            each.apply(make_rule("shapley")(view))
+    assert torch.equal(server.global_model, other.global_model)
+    assert (server.round, server.engine.name) == (other.round, other.engine.name)
 
 
 def test_equal_seeds_give_equal_views_and_the_given_network_is_left_alone():
