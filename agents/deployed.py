@@ -134,13 +134,14 @@ def _pair(path: Path | str) -> tuple[Path, Path]:
     given = Path(path)
     if given.suffix in (Path(WEIGHTS).suffix, Path(CARD).suffix) and not given.is_dir():
         return given.with_suffix(Path(WEIGHTS).suffix), given.with_suffix(Path(CARD).suffix)
-    if not given.exists() and given.name == str(path):
-        if given.name not in shipped_policies():
+    if given.name == str(path) and not (given / CARD).exists():  # a folder of images may have a policy's name
+        if given.name in shipped_policies():
+            given = PRETRAINED / given.name
+        elif not given.exists():
             raise PolicyFileError(
                 f"there is no directory {str(path)!r} and no shipped policy of this name; "
                 f"shipped are: {', '.join(shipped_policies()) or 'none'}"
             )
-        given = PRETRAINED / given.name
     return given / WEIGHTS, given / CARD
 
 

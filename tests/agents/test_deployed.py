@@ -275,6 +275,21 @@ def test_a_directory_comes_before_a_shipped_policy_of_the_same_name(
     assert torch.equal(load_policy("learned").embed.weight, mine.embed.weight)
 
 
+@pytest.mark.parametrize("name", ["learned", "mine"])
+def test_a_folder_of_images_does_not_hide_a_shipped_policy_of_its_name(
+    name: str, saved_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deployed, "PRETRAINED", saved_policy.parent)
+    (tmp_path / "work" / name / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    if name == "learned":
+        assert read_card(name)["provenance"]["attacks_seen"] == ["sign_flip"]
+        assert load_policy(name)(torch.zeros(3, 6)).shape == (3,)
+    else:
+        with pytest.raises(PolicyFileError, match="cannot read mine/policy.json.*is mine a run directory"):
+            load_policy(name)
+
+
 class _Bomb:
     """What a malicious file would have in it."""
 
