@@ -49,7 +49,11 @@ def save_policy(
 
     Returns:
         The directory.
+
+    Raises:
+        PolicyFileError: The policy reads other features than a server has.
     """
+    _check_features("the policy", policy)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     card = {
@@ -129,6 +133,14 @@ def weighting_of(policy: nn.Module) -> TrustWeighting:
     return weighting if isinstance(weighting, TrustWeighting) else TrustWeighting()
 
 
+def _check_features(what: str, policy: TrustNet) -> None:
+    if policy.features != len(FEATURES):
+        raise PolicyFileError(
+            f"{what} reads {policy.features} features a client (ClientHistory, FeatureSubset?); only policies on the "
+            f"six can be published: {', '.join(FEATURES)}"
+        )
+
+
 def _pair(path: Path | str) -> tuple[Path, Path]:
     """Where the weights and the JSON of a policy are."""
     given = Path(path)
@@ -163,13 +175,15 @@ def _load_zip(path: Path, trusted: bool) -> TrustNet:
             if name.startswith(("trust_net.", "actor.trust_net."))
         }
         policy = TrustNet(
-            architecture if isinstance(architecture, Architecture) else Architecture(**architecture or {})
+            architecture if isinstance(architecture, Architecture) else Architecture(**architecture or {}),
+            features=state["embed.weight"].shape[-1] // 2,
         )
         policy.load_state_dict(state)
     except OSError as error:
         raise PolicyFileError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # what is in a pickle may fail in any way
         raise PolicyFileError(f"{path} is damaged or holds no attention policy: {error!r}") from error
+    _check_features(str(path), policy)
     return policy.eval().requires_grad_(False)
 
 

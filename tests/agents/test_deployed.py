@@ -11,18 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from stable_baselines3 import PPO
 
 from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
 from agents.deployed import CARD, MODEL_CARD, WEIGHTS, read_card, shipped_policies
 from agents.model_card import model_card
+from agents.policies import AttentionPolicy
 from agents.trust_net import Architecture
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView, TrustWeighting
 from optigrad_env import OptiGradEnv
+from optigrad_env.wrappers import ClientHistory, FeatureSubset
 
 ATTACKED = {"attack": "sign_flip", "malicious_fraction": 0.4, "alpha": 1.0, "onset": 0}
 
@@ -308,6 +312,23 @@ def test_a_zip_is_not_even_opened_unless_it_is_trusted(tmp_path: Path, monkeypat
     with pytest.raises(PolicyFileError, match="damaged or holds no attention policy"):
         load_policy("model.zip", trusted=True)
     assert Path("exploded").exists()  # which is why
+
+
+@pytest.mark.parametrize(
+    ("wrap", "count"),
+    [(lambda env: ClientHistory(env, 2), 20), (lambda env: FeatureSubset(env, ["norm", "shapley"]), 2)],
+)
+def test_a_policy_on_other_features_is_not_published(
+    wrap: Callable[[OptiGradEnv], gymnasium.Env[Any, Any]], count: int, tmp_path: Path
+) -> None:
+    model = PPO(AttentionPolicy, wrap(OptiGradEnv(num_clients=4, rounds=3)), n_steps=4, batch_size=4, device="cpu")
+    message = rf"reads {count} features a client \(ClientHistory, FeatureSubset\?\); only policies on the six"
+    with pytest.raises(PolicyFileError, match=message):
+        save_policy(model.policy.trust_net, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    model.save(tmp_path / "model.zip")
+    with pytest.raises(PolicyFileError, match=message):
+        load_policy(tmp_path / "model.zip", trusted=True)
 
 
 def test_the_model_card_tells_people_what_the_json_tells_programs(tmp_path: Path, policy: TrustNet) -> None:
