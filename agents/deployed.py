@@ -7,8 +7,10 @@ people.
 
 import copy
 import json
+import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from agents.trust_net import Architecture, TrustNet
 from fl_core.aggregation import ServerView, TrustRule, TrustWeighting
 from fl_core.files import write_atomically, write_json
 from fl_core.fingerprint import FEATURES
+from fl_core.registry import check_known
 
 WEIGHTS, CARD, MODEL_CARD = "policy.safetensors", "policy.json", "card.md"
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -29,7 +32,7 @@ FORMAT_VERSION = 1
 
 
 class PolicyFileError(ValueError):
-    """A policy file that is missing, damaged, or made for another layout of features."""
+    """A policy file that is missing, damaged, made for another layout of features, or that cannot be written."""
 
 
 def save_policy(
@@ -51,11 +54,12 @@ def save_policy(
         The directory.
 
     Raises:
-        PolicyFileError: The policy reads other features than a server has.
+        PolicyFileError: The policy reads other features than a server has, or it cannot be written there.
+        ValueError: A fact of the provenance that is read again is not of its kind.
     """
     _check_features("the policy", policy)
+    _check_provenance({} if provenance is None else provenance)
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     card = {
         "format_version": FORMAT_VERSION,
         "features": list(FEATURES),
@@ -64,9 +68,13 @@ def save_policy(
         "provenance": dict(provenance or {}),
     }
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
-    write_atomically(directory / WEIGHTS, save(weights))
-    write_json(directory / CARD, card)
-    write_atomically(directory / MODEL_CARD, model_card(card).encode())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(directory / WEIGHTS, save(weights))
+        write_json(directory / CARD, card)
+        write_atomically(directory / MODEL_CARD, model_card(card).encode())
+    except OSError as error:
+        raise PolicyFileError(f"cannot write a policy to {directory}: {error.strerror}") from error
     return directory
 
 
@@ -85,13 +93,17 @@ def load_policy(path: Path | str, *, trusted: bool = False) -> TrustNet:
     Raises:
         PolicyFileError: A file is missing or damaged, the policy was made for another layout of features, there is no
             shipped policy of this name, or a ``.zip`` that is not trusted.
+        TypeError: What is given is no path.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(f"path must be that of a policy or the name of one that ships, got {path!r}")
     if Path(path).suffix == ".zip":
         return _load_zip(Path(path), trusted)
     card, weights = read_card(path), _pair(path)[0]
     try:
         policy = TrustNet(Architecture(**card["architecture"]), features=len(FEATURES))
         policy.load_state_dict(load(weights.read_bytes()))
+        _check_finite(policy)
         policy.weighting = TrustWeighting(**card.get("weighting", {}))
     except OSError as error:
         raise PolicyFileError(f"cannot read {weights}: {error.strerror}; is {path} a run directory?") from error
@@ -121,9 +133,12 @@ def read_card(path: Path | str) -> dict[str, Any]:
         raise PolicyFileError(f"{card_path} is damaged: {error!r}") from error
     if version != FORMAT_VERSION:
         raise PolicyFileError(f"{card_path} has format version {version}, this version reads {FORMAT_VERSION}")
-    card.setdefault("provenance", {})
     if features != list(FEATURES):
         raise PolicyFileError(f"{card_path} was made for the features {features}; this version has {list(FEATURES)}")
+    try:
+        _check_provenance(card.setdefault("provenance", {}))
+    except ValueError as error:
+        raise PolicyFileError(f"{card_path} is damaged: {error}") from error
     return card
 
 
@@ -139,6 +154,36 @@ def _check_features(what: str, policy: TrustNet) -> None:
             f"{what} reads {policy.features} features a client (ClientHistory, FeatureSubset?); only policies on the "
             f"six can be published: {', '.join(FEATURES)}"
         )
+
+
+def _check_finite(policy: TrustNet) -> None:
+    """A ValueError where trust would be NaN."""
+    broken = [name for name, value in policy.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(f"there are weights that are not finite, in {', '.join(broken)}")
+
+
+def _check_provenance(provenance: Any) -> None:
+    """A ValueError if a fact that programs read is not of its kind; what people alone read may be anything."""
+    if not isinstance(provenance, Mapping):
+        raise ValueError(f"provenance must be a mapping of names to facts, got {provenance!r}")
+    # A text would be taken for its letters, and no attack for seen.
+    seen = provenance.get("attacks_seen")
+    if seen is not None and not (isinstance(seen, list | tuple) and all(isinstance(name, str) for name in seen)):
+        raise ValueError(f"attacks_seen must be a list of names of attacks, got {seen!r}")
+    threshold = provenance.get("detection_threshold")
+    if threshold is not None and not (type(threshold) in (int, float) and isfinite(threshold)):
+        raise ValueError(f"detection_threshold must be a number, got {threshold!r}")
+    for name in ("metrics", "trained_with"):
+        if not isinstance(provenance.get(name) or {}, Mapping):
+            raise ValueError(f"{name} must be a mapping of names to values, got {provenance[name]!r}")
+    trained = provenance.get("trained_with")
+    if trained:
+        check_known("option in trained_with", trained, [each.name for each in fields(TrustWeighting)])
+        missing = [name for name in ("update_clip", "root_anchor") if name not in trained]
+        if missing:
+            raise ValueError(f"trained_with must say {' and '.join(missing)}, got {trained!r}")
+        TrustWeighting(**trained)
 
 
 def _pair(path: Path | str) -> tuple[Path, Path]:
@@ -179,6 +224,7 @@ def _load_zip(path: Path, trusted: bool) -> TrustNet:
             features=state["embed.weight"].shape[-1] // 2,
         )
         policy.load_state_dict(state)
+        _check_finite(policy)
     except OSError as error:
         raise PolicyFileError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # what is in a pickle may fail in any way

@@ -38,7 +38,7 @@ def publish(policy: str, directory: Path) -> None:
     Raises:
         ValueError: An option that a weighting does not have, or cannot have with this value; or a directory that is a
             file or a training run.
-        PolicyFileError: There is no such policy.
+        PolicyFileError: There is no such policy, or it cannot be written there.
     """
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a directory")
@@ -62,7 +62,7 @@ def cli() -> None:
     arguments = tyro.cli(Arguments, description=__doc__)
     try:
         publish(arguments.policy, arguments.directory)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"publish: {error}")
 
 

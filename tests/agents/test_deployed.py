@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from safetensors.torch import load_file, save_file
 from stable_baselines3 import PPO
 
 from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
@@ -49,6 +50,12 @@ def break_header(path: Path) -> None:
 def edit_card(path: Path, **changes: Any) -> None:
     card = json.loads((path / CARD).read_text())
     (path / CARD).write_text(json.dumps({**card, **changes}))
+
+
+def poison(path: Path, value: float) -> None:
+    weights = load_file(path / WEIGHTS)
+    weights["score_head.bias"].fill_(value)
+    save_file(weights, path / WEIGHTS)
 
 
 def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, make_policy: Callable[..., TrustNet]) -> None:
@@ -103,6 +110,8 @@ def test_the_path_may_be_a_string_and_the_card_keeps_where_a_policy_comes_from(s
         (lambda path: edit_card(path, architecture={"size": 16}), "does not fit"),
         (lambda path: edit_card(path, architecture=None), "does not fit"),
         (lambda path: edit_card(path, weighting={"update_clip": "mode"}), "does not fit"),
+        (lambda path: poison(path, float("nan")), r"policy\.safetensors is damaged.*not finite, in score_head\.bias$"),
+        (lambda path: poison(path, float("inf")), r"policy\.safetensors is damaged.*not finite, in score_head\.bias$"),
     ],
 )
 def test_a_damaged_or_foreign_policy_is_refused_with_file_and_reason(
@@ -111,6 +120,50 @@ def test_a_damaged_or_foreign_policy_is_refused_with_file_and_reason(
     damage(saved_policy)
     with pytest.raises(PolicyFileError, match=f"(?s){message}"):
         load_policy(saved_policy)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "message"),
+    [
+        (None, "provenance must be a mapping.*None"),
+        ("mine", "provenance must be a mapping.*'mine'"),
+        (["mine"], r"provenance must be a mapping.*\['mine'\]"),
+        ({"attacks_seen": "sign_flip"}, "attacks_seen must be a list of names.*'sign_flip'"),
+        ({"attacks_seen": [1]}, r"attacks_seen must be a list of names.*\[1\]"),
+        ({"detection_threshold": "0.5"}, "detection_threshold must be a number, got '0.5'"),
+        ({"metrics": 5}, "metrics must be a mapping.*5"),
+        ({"trained_with": "median"}, "trained_with must be a mapping.*'median'"),
+        ({"trained_with": {"clip": "none"}}, "unknown option in trained_with 'clip'; there are: update_clip"),
+        ({"trained_with": {"sybil_exponent": 1.0}}, "trained_with must say update_clip and root_anchor"),
+        ({"trained_with": {"update_clip": "mode", "root_anchor": 1.0}}, "unknown update_clip 'mode'"),
+    ],
+)
+def test_facts_that_are_read_again_must_be_of_their_kind(
+    provenance: Any, message: str, saved_policy: Path, policy: TrustNet, tmp_path: Path
+) -> None:
+    edit_card(saved_policy, provenance=provenance)
+    for read in (read_card, load_policy):
+        with pytest.raises(PolicyFileError, match=rf"policy\.json is damaged: {message}"):
+            read(saved_policy)
+    if provenance is not None:  # to whom saves it means that there is none
+        with pytest.raises(ValueError, match=message):
+            save_policy(policy, tmp_path / "out", provenance)
+        assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path", [None, 5, b"digits"])
+def test_what_is_no_path_is_refused_in_words(path: Any) -> None:
+    with pytest.raises(TypeError, match=f"path must be that of a policy or the name of one that ships, got {path!r}"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize(("where", "reason"), [("/proc/x", "No such file"), ("file/x", "Not a directory")])
+def test_a_place_that_cannot_be_written_to_is_named_with_the_reason(
+    where: str, reason: str, policy: TrustNet, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(PolicyFileError, match=f"cannot write a policy to .*{where}: {reason}"):
+        save_policy(policy, tmp_path / where)
 
 
 def test_a_policy_for_a_permuted_layout_of_the_same_features_is_refused(saved_policy: Path) -> None:

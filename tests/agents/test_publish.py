@@ -98,6 +98,26 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "reason"),
+    [
+        ("/proc/x", "No such file"),
+        ("file", "is a file"),
+        ("file/x", "Not a directory"),
+        ("x" * 300, ""),
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_one_line(
+    where: str, reason: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("sys.argv", ["publish", run, str(tmp_path / where)])
+    with pytest.raises(SystemExit, match=rf"^publish: .*{reason}") as stopped:
+        publishing.cli()
+    assert where in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
 def test_a_training_run_is_not_overwritten(run: str, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text("{}")
