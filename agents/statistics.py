@@ -179,17 +179,40 @@ def paired_scores(rows: Sequence[Row], rule: str, other: str, column: str, scale
     return ours, matrix.reshape(ours.shape)
 
 
-def read_results(path: Path) -> list[dict[str, Any]]:
+def read_results(path: Path, needed: Sequence[str] = ("rule", "seed")) -> list[dict[str, Any]]:
     """Rows of a ``results.csv`` or ``timings.csv``: numbers as numbers, empty fields as ``None``.
 
     Older files have no column ``heterogeneity``; it is filled in from ``alpha``.
+
+    Raises:
+        ValueError: It is no table, lacks a column that is needed, or is damaged.
     """
-    with path.open(newline="") as file:
-        rows = [{name: _parse(name, value) for name, value in row.items()} for row in csv.DictReader(file)]
+    try:
+        with path.open(newline="") as file:
+            table = csv.DictReader(file)
+            columns = table.fieldnames or ()
+            needed = (*needed, *(() if "heterogeneity" in columns else ("alpha",)))
+            missing = [name for name in needed if name not in columns]
+            if missing:
+                raise ValueError(
+                    f"{path} has no column {', '.join(missing)}; give a results.csv that evaluate.py wrote"
+                )
+            rows = [_typed(row, f"{path}, line {table.line_num},") for row in table]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no table: {error}") from error
     for row in rows:
         if "heterogeneity" not in row:
             row["heterogeneity"] = "iid" if row["alpha"] is None else f"{row['alpha']:g}"
     return rows
+
+
+def _typed(row: Mapping[str, Any], where: str) -> dict[str, Any]:
+    if None in row or None in row.values():  # how csv tells of too many fields, and of too few
+        raise ValueError(f"{where} is damaged: it has another number of fields than the header")
+    try:
+        return {name: _parse(name, value) for name, value in row.items()}
+    except ValueError as error:
+        raise ValueError(f"{where} is damaged: {error}") from error
 
 
 def _parse(name: str, value: str) -> Any:
@@ -208,12 +231,15 @@ def heterogeneities_of(rows: Iterable[Row]) -> list[str]:
 def main(path: str, rule: str) -> None:
     """Prints the paired comparison of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
     try:
-        rows = [row for row in read_results(Path(path)) if row["malicious_fraction"] > 0]
+        every = read_results(Path(path), ("rule", "seed", "malicious_fraction", "test_accuracy"))
     except OSError as error:
         sys.exit(f"cannot read {path}: {error.strerror}; give the results.csv of a directory that evaluate.py wrote")
+    except ValueError as error:
+        sys.exit(str(error))
+    rows = [row for row in every if (row["malicious_fraction"] or 0) > 0]
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     if rule not in rules:
-        sys.exit(f"no rule {rule!r} under attack in {path}; there are: {', '.join(rules)}")
+        sys.exit(f"no rule {rule!r} under attack in {path}; there are: {', '.join(rules) or 'none'}")
     print(
         f"{rule} minus another rule under attack, points of test accuracy, with 95 % bootstrap intervals over seeds;\n"
         "P: probability that a run of it is better"

@@ -343,7 +343,7 @@ def test_a_folder_of_images_does_not_hide_a_shipped_policy_of_its_name(
         assert read_card(name)["provenance"]["attacks_seen"] == ["sign_flip"]
         assert load_policy(name)(torch.zeros(3, 6)).shape == (3,)
     else:
-        with pytest.raises(PolicyFileError, match="cannot read mine/policy.json.*is mine a run directory"):
+        with pytest.raises(PolicyFileError, match=r"cannot read mine/policy\.json.*is mine a run directory"):
             load_policy(name)
 
 

@@ -15,6 +15,7 @@ from agents.statistics import (
     estimate,
     estimate_improvement,
     interquartile_mean,
+    main,
     mean,
     paired_scores,
     performance_profile,
@@ -205,6 +206,39 @@ def test_the_command_prints_paired_differences_with_intervals_or_names_the_rules
     missing = run("a")
     assert missing.returncode == 1
     assert missing.stderr.startswith(f"cannot read {path}: No such file")
+
+
+HEADER = "rule,seed,heterogeneity,malicious_fraction,test_accuracy"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"# A heading\n\nText, with a comma.\n",
+            "has no column rule, seed, malicious_fraction, test_accuracy, alpha;",
+        ),
+        (b"policy,alpha\ndigits,0.5\n", "has no column rule, seed, malicious_fraction, test_accuracy;"),
+        (b"", "has no column rule, seed, malicious_fraction, test_accuracy, alpha;"),
+        (b"rule,seed,alpha,malicious_fraction,seconds\na,0,0.5,0.3,1\n", "has no column test_accuracy;"),
+        (f"{HEADER}\na,0,0.5,0.3,0.9\na,1,0.5,0.".encode(), ", line 3, is damaged: it has another number of fields"),
+        (f"{HEADER}\na,0,0.5,0.3,0.9,7\n".encode(), ", line 2, is damaged: it has another number of fields"),
+        (f"{HEADER}\na,0,0.5,0.3,good\n".encode(), ", line 2, is damaged: could not convert string to float: 'good'"),
+        (f"{HEADER}\na,0,0.5,0.0,0.9\n".encode(), "no rule 'a' under attack in .*there are: none"),
+        (f"{HEADER}\na,0,0.5,,0.9\n".encode(), "no rule 'a' under attack in .*there are: none"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "is no table: "),
+        (f"{HEADER}\na,0,0.5,0.3,\xff\n".encode("latin-1"), "is no table: "),
+    ],
+)
+def test_another_file_than_a_table_of_results_is_one_line_that_names_it_and_what_is_missing(
+    content: bytes, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.csv"
+    path.write_bytes(content)
+    with pytest.raises(SystemExit, match=message) as stopped:
+        main(str(path), "a")
+    assert str(path) in str(stopped.value)
+    assert "\n" not in str(stopped.value)
 
 
 def test_the_interval_of_an_improvement_is_that_of_resampled_runs() -> None:
