@@ -234,8 +234,10 @@ def _only_more(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> boo
 def _locked(path: Path) -> IO[bytes]:
     try:
         return lock(path / LOCK)
-    except OSError as error:
+    except BlockingIOError as error:
         raise ResultsError(f"{path} is being written to by another evaluate.py; wait, or give another --out") from error
+    except OSError as error:
+        raise ResultsError(f"cannot write to the results directory {path}: {error.strerror}") from error
 
 
 def _clear(path: Path) -> None:

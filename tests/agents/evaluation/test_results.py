@@ -58,6 +58,12 @@ def test_a_results_directory_that_cannot_be_made_is_named(tmp_path: Path, grid: 
         open_directory(tmp_path / "file" / "out", grid)
 
 
+def test_a_results_directory_that_cannot_be_written_to_is_not_said_to_be_in_use(tmp_path: Path, grid: Grid) -> None:
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(ResultsError, match=f"cannot write to the results directory {tmp_path}: Is a directory"):
+        open_directory(tmp_path, grid)
+
+
 def test_the_revision_is_that_of_this_codes_repository_and_of_none_that_lies_around_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
