@@ -10,7 +10,7 @@ from agents.algorithms import Hyperparams, check_algorithm, check_distribution, 
 from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
 from agents.deployed import load_policy
-from agents.run_directory import START, read_config
+from agents.run_directory import CONFIG, START, read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
 from optigrad_env.scenarios import make_scenarios
@@ -169,7 +169,11 @@ def settings_of_run(directory: Path) -> TrainingSettings:
     config: Mapping[str, Any] = read_config(directory)
     known = {field.name for field in fields(TrainingSettings)}
     given = {name: value for name, value in config.items() if name in known}
-    paths = {name: Path(given[name]) for name in _PATHS if given.get(name) is not None}
+    written = {name: given[name] for name in _PATHS if given.get(name) is not None}
+    for name, value in written.items():
+        if not isinstance(value, str):
+            raise ValueError(f"{directory / CONFIG} is damaged: {name} must be a path or null, got {value!r}")
+    paths = {name: Path(value) for name, value in written.items()}
     try:
         return TrainingSettings(**{**given, **paths, "run_dir": directory, "resume": True})
     except TypeError as error:

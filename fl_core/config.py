@@ -71,9 +71,21 @@ class FederationConfig:
         make_shapley(self.shapley)
         check_device(self.device)
         for name in ("dataset_options", "network_options"):
-            object.__setattr__(self, name, frozen(dict(getattr(self, name))))
+            object.__setattr__(self, name, _options(name, getattr(self, name)))
         if self.data_dir is not None:
             object.__setattr__(self, "data_dir", str(self.data_dir))
+
+
+def _options(name: str, given: Any) -> Options:
+    """A mapping, or its pairs, as they come back from JSON."""
+    refusal = ValueError(f"{name} must be a mapping of names to values, got {given!r}")
+    try:
+        options = dict(given)
+    except (TypeError, ValueError) as error:
+        raise refusal from error
+    if not all(isinstance(option, str) for option in options):
+        raise refusal
+    return tuple(frozen(options))
 
 
 def frozen(value: Any) -> Any:

@@ -125,9 +125,8 @@ def _parse(what: str, text: str) -> dict[str, Any]:
     if "plugin" in renamed:
         renamed.setdefault("plugins", renamed.pop("plugin"))
     check_known(f"setting in {what}", renamed, [*_FIELDS, _FIRST_SEED])
-    if "plugins" in renamed:
-        renamed["plugins"] = _as_tuple("plugins", renamed["plugins"])
-    return renamed
+    plugins = renamed.pop("plugins", None)  # empty, it is left unsaid, as any other
+    return renamed if plugins is None else {**renamed, "plugins": _as_tuple("plugins", plugins)}
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:

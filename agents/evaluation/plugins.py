@@ -1,6 +1,7 @@
 """A user's own file of attacks and rules, in this process and in every worker."""
 
 import hashlib
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,10 @@ def read_plugin(path: Path | str) -> Plugin:
     """Reads a plug-in file without running it.
 
     Raises:
-        ValueError: It cannot be read, or is not text.
+        ValueError: It cannot be read, or is not text; or what is given is no path.
     """
+    if not isinstance(path, str | os.PathLike):  # a file may hold anything
+        raise ValueError(f"plugins must be paths of Python files, got {path!r}")
     try:
         return Plugin(str(path), Path(path).read_text(encoding="utf-8"))
     except OSError as error:

@@ -38,6 +38,8 @@ def test_an_unknown_setting_lists_the_names():
         ({"download": "yes"}, "download must be true or false, got 'yes'"),
         ({"objective": 3}, "objective must be text, got 3"),
         ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"network_options": 5}, "network_options must be a mapping of names to values, got 5"),
+        ({"dataset_options": [1]}, r"dataset_options must be a mapping of names to values, got \[1\]"),
         ({"dataset": "mnits"}, f"unknown data set 'mnits'; there are: {', '.join(dataset_names())}"),
         ({"network": "vgg"}, f"unknown network 'vgg'; there are: {', '.join(network_names())}"),
         ({"engine": "warp"}, "unknown engine 'warp'; there are: sequential, stacked"),

@@ -21,7 +21,7 @@ from agents.algorithms import algorithm_names
 from agents.callbacks import RoundCurves
 from agents.deployed import read_card
 from agents.run_directory import LOCK
-from agents.settings import TrainingSettings
+from agents.settings import TrainingSettings, settings_of_run
 from fl_core.aggregation import TrustWeighting
 from train_agent import main, parse
 
@@ -344,6 +344,13 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written_or_deleted
     with pytest.raises(ValueError, match=f"(?s){message}"):
         main(replace(arguments, overwrite=True, **changes))
     assert contents(arguments.run_dir) == before
+
+
+@pytest.mark.parametrize("name", ["hyperparams", "data_dir"])
+def test_a_path_in_a_runs_settings_that_is_none_is_told(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({name: 5}))
+    with pytest.raises(ValueError, match=rf"config\.json is damaged: {name} must be a path or null, got 5"):
+        settings_of_run(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,11 @@ def test_seeds_are_counted_from_the_first_one() -> None:
         ('features: "no"', "features must be true or false, got 'no'"),
         ("plugins: nowhere.py", "plugin nowhere.py cannot be read"),
         ("plugin: nowhere.py", "plugin nowhere.py cannot be read"),
+        ("plugins: 5", "plugins must be paths of Python files, got 5"),
+        ("plugins: [null]", "plugins must be paths of Python files, got None"),
+        ("settings: {network_options: 5}", "network_options must be a mapping of names to values, got 5"),
+        ("settings: {network_options: {5: 1}}", "network_options must be a mapping of names to values"),
+        ("settings: {dataset_options: abc}", "dataset_options must be a mapping of names to values, got 'abc'"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
@@ -125,6 +130,12 @@ def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: s
     file.write_text(text)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         make_grid(read_config(file))
+
+
+def test_plugins_that_are_left_empty_are_left_unsaid(tmp_path: Path) -> None:
+    file = tmp_path / "grid.yaml"
+    file.write_text("plugins:\n")
+    assert read_config(file) == {}
 
 
 def test_options_of_networks_and_data_sets_are_settings_like_any_other(tmp_path: Path) -> None:
