@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from agents import TrustAggregator, load_policy
+from agents import PolicyFileError, TrustAggregator, load_policy
 from fl_core.data import load_dataset
 from fl_core.models import make_network
 from fl_core.server import RootServer
@@ -62,4 +62,7 @@ def main(run_directory: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "digits")
+    try:
+        main(sys.argv[1] if len(sys.argv) > 1 else "digits")
+    except PolicyFileError as error:
+        sys.exit(f"deploy_policy: {error}")

@@ -8,6 +8,7 @@ the train attacks, in a federation with root and validation data of its own. Tri
 stopped. The study is in a file: the same command goes on with it.
 """
 
+import sys
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
@@ -100,6 +101,8 @@ def trial_score(trial: optuna.Trial, arguments: Arguments) -> float:
 
 def main(arguments: Arguments) -> optuna.Study:
     """Runs the trials and prints the best settings."""
+    if arguments.trials < 1:
+        raise ValueError(f"trials must be at least 1, got {arguments.trials}")
     torch.set_num_threads(1)
     if arguments.study is not None:
         arguments.study.parent.mkdir(parents=True, exist_ok=True)
@@ -118,4 +121,7 @@ def main(arguments: Arguments) -> optuna.Study:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    try:
+        main(tyro.cli(Arguments))
+    except (OSError, ValueError) as error:
+        sys.exit(f"optuna_sweep: {error}")

@@ -7,6 +7,7 @@ In the manner of CleanRL's ``ppo_continuous_action.py``. The reward of a round s
 action, so the advantage is the reward minus the predicted one: no returns, no bootstrapping (a discount of 0).
 """
 
+import sys
 import time
 from dataclasses import asdict, dataclass
 from math import log
@@ -20,8 +21,10 @@ from torch import nn
 from torch.distributions import Normal
 
 from agents import TrustNet, save_policy
+from fl_core.registry import check_known
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.observation import SCORE_SCALE
+from optigrad_env.registration import ENVIRONMENTS
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,9 @@ class Agent(nn.Module):
 
 def main(arguments: Arguments) -> list[float]:
     """Trains; returns the mean reward of each rollout."""
+    check_known("environment without a mask", [arguments.env_id], ENVIRONMENTS)
+    if arguments.rollout < 2 or min(arguments.num_envs, arguments.minibatch, arguments.epochs) < 1:
+        raise ValueError(f"rollout must be at least 2, num_envs, minibatch and epochs at least 1; got {arguments}")
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     envs = gym.make_vec(
@@ -140,4 +146,7 @@ def main(arguments: Arguments) -> list[float]:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments))
+    try:
+        main(tyro.cli(Arguments))
+    except ValueError as error:
+        sys.exit(f"ppo_single_file: {error}")

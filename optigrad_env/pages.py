@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,4 +101,8 @@ def _file(env_id: str) -> str:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Writes a page for every environment, from the docstrings.")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/environments"))
-    write(parser.parse_args().folder)
+    folder = parser.parse_args().folder
+    try:
+        write(folder)
+    except OSError as error:
+        sys.exit(f"cannot write pages to {folder}: {error.strerror}")

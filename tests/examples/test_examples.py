@@ -16,10 +16,14 @@ ROOT = Path(__file__).parents[2]
 SIZE = ["--env-id", "OptiGrad/Softmax-v0", "--num-clients", "4", "--rounds", "5"]
 
 
-def run(example: str, *arguments: object) -> str:
+def ended(example: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "examples" / example), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
+
+
+def run(example: str, *arguments: object) -> str:
+    done = ended(example, *arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -53,3 +57,24 @@ def test_the_rl_zoo_trains_on_it(tmp_path: Path, env_id: str) -> None:
     small = ["--env-kwargs", "num_clients:4", "rounds:5", "--n-timesteps", 512, "--eval-freq", -1]
     run("rl_zoo3_ppo.py", "--env", env_id, *small, "--log-folder", tmp_path, "--seed", 0)
     assert len(list(tmp_path.glob(f"ppo/*/{env_id.replace('/', '-')}.zip"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("example", "arguments", "message"),
+    [
+        ("deploy_policy", ["nope"], "there is no directory 'nope' and no shipped policy"),
+        ("ppo_single_file", ["--env-id", "foo"], "unknown environment without a mask 'foo'; there are: OptiGrad/"),
+        ("ppo_single_file", ["--env-id", "OptiGrad/DigitsMasked-v0"], "unknown environment without a mask 'OptiGrad/"),
+        ("ppo_single_file", ["--rollout", 0], "rollout must be at least 2"),
+        ("optuna_sweep", ["--trials", 0], "trials must be at least 1, got 0"),
+        ("optuna_sweep", ["--study", "/proc/x/y.db"], "No such file or directory: '/proc/x'"),
+    ],
+)
+def test_a_mistake_in_an_examples_arguments_is_one_line(example: str, arguments: list[object], message: str) -> None:
+    if example == "optuna_sweep":
+        pytest.importorskip("optuna", reason="the sweep needs the extra 'sweep'")
+    done = ended(f"{example}.py", *arguments)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(f"{example}: ")
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,5 +1,7 @@
 """The committed pages of the environments are those that the docstrings make."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium as gym
@@ -40,3 +42,10 @@ def test_writing_replaces_old_pages_and_leaves_other_files(tmp_path: Path) -> No
     (tmp_path / "picture.png").write_bytes(b"")
     write(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*pages(), "picture.png"}
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "optigrad_env.pages", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=DOCS.parents[1])
+    assert (done.returncode, done.stderr) == (1, f"cannot write pages to {tmp_path / 'file'}: File exists\n")
