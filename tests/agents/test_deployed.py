@@ -15,9 +15,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from safetensors.torch import load_file, save_file
 from stable_baselines3 import PPO
+from torch import nn
 
 from agents import PolicyFileError, TrustAggregator, TrustNet, deployed, load_policy, save_policy
 from agents.deployed import CARD, MODEL_CARD, WEIGHTS, read_card, shipped_policies
