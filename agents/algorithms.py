@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,11 @@ def make_algorithm(
     if settings.noise_std:
         clients = env.action_space.shape or ()
         kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), np.full(clients, settings.noise_std))
-    if "n_steps" in kwargs:
+    off_policy = issubclass(algorithm, OffPolicyAlgorithm)
+    if not off_policy:
+        kwargs.setdefault("n_steps", signature(algorithm).parameters["n_steps"].default)
         kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
-    policy = AttentionPolicy if "n_steps" in kwargs else OffPolicyAttentionPolicy
+    policy = OffPolicyAttentionPolicy if off_policy else AttentionPolicy
     try:
         return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
     except (TypeError, AssertionError) as error:  # Stable-Baselines3 asserts what it asks of sizes

@@ -297,6 +297,21 @@ def test_with_more_environments_than_a_minibatch_has_rounds_there_is_still_a_rol
     assert rollout["n_steps"] * envs % rollout["batch_size"] == 0
 
 
+@pytest.mark.parametrize("name", algorithm_names())
+@pytest.mark.parametrize("steps", [{}, {"n_steps": 2}])
+def test_which_policy_an_algorithm_gets_does_not_depend_on_what_its_settings_leave_unsaid(
+    name: str, steps: dict[str, int], fast: Callable[[str], Path], federation: VecEnv
+) -> None:
+    file = fast(name)
+    entry = yaml.safe_load(file.read_text())["default"]
+    entry = {key: value for key, value in entry.items() if key != "n_steps"} | steps
+    file.write_text(yaml.safe_dump({"default": entry}))
+    model = make_algorithm(name, federation, seed=0, timesteps=48, hyperparams=file)
+    assert type(model.policy) is (OffPolicyAttentionPolicy if name in OFF_POLICY else AttentionPolicy)
+    if not steps and name not in OFF_POLICY:
+        assert model.n_steps == (5 if name == "a2c" else 48)  # the class's own, and no longer than the run
+
+
 def test_a_vector_of_environments_with_masks_hands_on_what_each_of_them_shows() -> None:
     envs = FederationVecEnv(
         SyncVectorEnv([lambda: MaskedBandit(5, rounds=2)] * 2, autoreset_mode=AutoresetMode.SAME_STEP)
