@@ -45,6 +45,9 @@ _IMPOSSIBLE = {
     "her": "it relabels goals, and there are none here",
 }
 
+# What the policy must be told for these, and settings may leave unsaid.
+_POLICY_DEFAULTS: dict[str, dict[str, Any]] = {"td3": {"distribution": None}, "tqc": {"n_quantiles": 25}}
+
 # Of rl_zoo3's form, not of the algorithm's constructor.
 _ZOO_ONLY = ("n_timesteps", "n_envs", "policy", "noise_type", "noise_std")
 
@@ -155,7 +158,7 @@ def make_algorithm(
     """
     settings = read_hyperparams(name, env_id, warm_started=warm_started, file=hyperparams)
     algorithm, kwargs = _ALGORITHMS[name], dict(settings.constructor)
-    policy_kwargs = dict(kwargs.pop("policy_kwargs", None) or {})
+    policy_kwargs = {**_POLICY_DEFAULTS.get(name, {}), **(kwargs.pop("policy_kwargs", None) or {})}
     check_distribution(name, distribution)
     if distribution is not None:
         policy_kwargs["distribution"] = distribution
@@ -168,8 +171,9 @@ def make_algorithm(
         kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
     policy = OffPolicyAttentionPolicy if off_policy else AttentionPolicy
     try:
+        _check_policy(name, policy_kwargs)
         return algorithm(policy, env, seed=seed, device="cpu", policy_kwargs=policy_kwargs, **kwargs)
-    except (TypeError, AssertionError) as error:  # Stable-Baselines3 asserts what it asks of sizes
+    except (TypeError, ValueError, AssertionError) as error:  # Stable-Baselines3 asserts what it asks of sizes
         raise ValueError(f"{hyperparams or HYPERPARAMS / f'{name}.yml'} does not fit {name}: {error}") from error
 
 
@@ -178,6 +182,17 @@ def start_from(model: Any, policy: TrustNet) -> None:
     model.policy.trust_net.load_state_dict(policy.state_dict())
     if isinstance(model, OffPolicyAlgorithm):
         model.policy.follow()  # type: ignore[operator]
+
+
+def _check_policy(name: str, policy_kwargs: Mapping[str, Any]) -> None:
+    """Raises a ValueError for a distribution or quantiles that an algorithm cannot learn with."""
+    check_distribution(name, policy_kwargs.get("distribution"))
+    if name in ("sac", "tqc") and policy_kwargs.get("distribution", "squashed") is None:
+        raise ValueError(f"policy_kwargs: distribution null is for td3; {name} needs squashed or beta")
+    if name in ("sac", "td3") and policy_kwargs.get("n_quantiles") is not None:
+        raise ValueError(f"policy_kwargs: n_quantiles is for tqc; {name} has critics without")
+    if name == "tqc" and policy_kwargs["n_quantiles"] is None:
+        raise ValueError("policy_kwargs: n_quantiles must be a whole number of at least 1 for tqc, got null")
 
 
 def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int) -> dict[str, int]:

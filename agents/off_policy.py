@@ -21,6 +21,16 @@ NO_GAUSSIAN = (
     "its actions leave the box, so a critic would be asked about others than it has learned from; take squashed or beta"
 )
 
+NO_TARGET = (
+    "the actor's target is TD3's, whose actor is deterministic: give policy_kwargs=dict(distribution=None), got "
+    "distribution {!r}"
+)
+NO_DISTRIBUTION = (
+    "distribution None is a deterministic actor, for TD3 alone; SAC and TQC draw actions: leave it out, or give "
+    "policy_kwargs=dict(distribution='squashed')"
+)
+NO_QUANTILES = "TQC's critics have quantiles: give policy_kwargs=dict(n_quantiles=25), got n_quantiles None"
+
 
 class TrustActor(BasePolicy):
     """A ``TrustNet`` as an actor: deterministic (TD3), or a distribution around its score (SAC, TQC)."""
@@ -53,7 +63,8 @@ class TrustActor(BasePolicy):
         SB3's target entropy is meant for all N clients; a round with fewer is counted up to N, so that each client
         explores as much in a full round as in an empty one.
         """
-        assert self.action_dist is not None
+        if self.action_dist is None:
+            raise ValueError(NO_DISTRIBUTION)
         drive, mask = self._drive(obs)
         actions, log_prob = self.action_dist.log_prob_from_params(drive, self._scale(), mask)
         return actions, log_prob if mask is None else log_prob * mask.shape[-1] / mask.sum(dim=-1).clamp(min=1)
@@ -88,7 +99,13 @@ class TrustCritic(BaseModel):
             ActionValueNet(architecture, features, outputs=n_quantiles or 1) for _ in range(n_critics)
         )
         self.n_critics, self.n_quantiles = n_critics, n_quantiles
-        self.quantiles_total = n_critics * (n_quantiles or 0)
+
+    @property
+    def quantiles_total(self) -> int:
+        """Quantiles of all critics, which TQC asks for."""
+        if self.n_quantiles is None:
+            raise ValueError(NO_QUANTILES)
+        return self.n_critics * self.n_quantiles
 
     def forward(self, obs: PyTorchObs, actions: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Every network's value, a tuple of (B, 1); with quantiles (B, n_critics, n_quantiles)."""
@@ -165,10 +182,16 @@ class OffPolicyAttentionPolicy(BasePolicy):
         """The actor's network: what is deployed."""
         return self.actor.trust_net
 
+    def __getattr__(self, name: str) -> Any:
+        """As a module has it; SB3 does not tell a policy whose it is, and TD3 is known by what it looks for."""
+        if name == "actor_target" and name not in self._modules:
+            raise ValueError(NO_TARGET.format(self._settings["distribution"]))
+        return super().__getattr__(name)
+
     def follow(self) -> None:
         """Sets the targets to what they follow: at the beginning, and after a warm start."""
         self.critic_target.load_state_dict(self.critic.state_dict())
-        if hasattr(self, "actor_target"):
+        if "actor_target" in self._modules:
             self.actor_target.load_state_dict(self.actor.state_dict())
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:

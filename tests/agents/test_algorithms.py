@@ -11,7 +11,9 @@ import torch
 import yaml
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from stable_baselines3 import PPO, SAC
+from sb3_contrib import TQC, TRPO
+from stable_baselines3 import A2C, PPO, SAC, TD3
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs
 
@@ -230,6 +232,72 @@ def test_a_distribution_that_does_not_go_with_an_algorithm_is_refused_with_the_r
 ) -> None:
     with pytest.raises(ValueError, match=reason):
         make_algorithm(name, federation, seed=0, distribution=distribution)
+
+
+@pytest.mark.parametrize("name", ["td3", "tqc"])
+def test_what_the_policy_must_be_told_for_an_algorithm_need_not_be_in_its_settings(
+    name: str, fast: Callable[[str], Path], federation: VecEnv
+) -> None:
+    file = fast(name)
+    entry = yaml.safe_load(file.read_text())["default"] | {"learning_starts": 8}
+    file.write_text(yaml.safe_dump({"default": {**entry, "policy_kwargs": SMALL}}))
+    make_algorithm(name, federation, seed=0, hyperparams=file).learn(16)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("td3", "{distribution: beta}", "own.yml does not fit td3: .*its actor is deterministic"),
+        ("sac", "{distribution: gaussian}", "own.yml does not fit sac: .*leave the box"),
+        ("sac", "{distribution: null}", "own.yml does not fit sac: .*needs squashed or beta"),
+        ("sac", "{n_quantiles: 25}", "own.yml does not fit sac: .*n_quantiles is for tqc"),
+        ("tqc", "{n_quantiles: null}", "own.yml does not fit tqc: .*n_quantiles must be"),
+        ("ppo", "{distribution: null}", "own.yml does not fit ppo: unknown distribution None"),
+    ],
+)
+def test_a_policy_in_a_file_that_does_not_go_with_an_algorithm_is_refused_with_the_reason(
+    name: str, given: str, message: str, tmp_path: Path, federation: VecEnv
+) -> None:
+    file = tmp_path / "own.yml"
+    file.write_text(f"default: {{policy_kwargs: {given}}}")
+    with pytest.raises(ValueError, match=message):
+        make_algorithm(name, federation, seed=0, hyperparams=file)
+
+
+PLAIN: dict[type[BaseAlgorithm], tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    PPO: (AttentionPolicy, {}, {"n_steps": 8, "batch_size": 8}),
+    A2C: (AttentionPolicy, {}, {}),
+    TRPO: (AttentionPolicy, {}, {"n_steps": 8, "batch_size": 8}),
+    SAC: (OffPolicyAttentionPolicy, {}, {"learning_starts": 8}),
+    TD3: (OffPolicyAttentionPolicy, {"distribution": None}, {"learning_starts": 8}),
+    TQC: (OffPolicyAttentionPolicy, {"n_quantiles": 25}, {"learning_starts": 8}),
+}
+
+
+@pytest.mark.parametrize("algorithm", PLAIN)
+def test_every_class_works_without_this_package_s_settings(algorithm: Any, tmp_path: Path) -> None:
+    policy, told, settings = PLAIN[algorithm]
+    model = algorithm(policy, MaskedBandit(4), policy_kwargs={**SMALL, **told}, device="cpu", **settings).learn(16)
+    model.save(tmp_path / "model.zip")
+    algorithm.load(tmp_path / "model.zip", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "told", "message"),
+    [
+        (TD3, {}, r"policy_kwargs=dict\(distribution=None\), got distribution 'squashed'"),
+        (TQC, {}, r"policy_kwargs=dict\(n_quantiles=25\)"),
+        (SAC, {"distribution": None}, "SAC and TQC draw actions"),
+        (TQC, {"distribution": None, "n_quantiles": 25}, "SAC and TQC draw actions"),
+    ],
+)
+def test_a_class_whose_policy_was_not_told_what_it_needs_says_so(
+    algorithm: Any, told: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        algorithm(
+            OffPolicyAttentionPolicy, MaskedBandit(4), policy_kwargs={**SMALL, **told}, learning_starts=8, device="cpu"
+        ).learn(16)
 
 
 def test_gsde_is_refused_off_policy_too(federation: VecEnv) -> None:
