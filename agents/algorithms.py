@@ -4,6 +4,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ _POLICY_DEFAULTS: dict[str, dict[str, Any]] = {"td3": {"distribution": None}, "t
 
 # Of rl_zoo3's form, not of the algorithm's constructor.
 _ZOO_ONLY = ("n_timesteps", "n_envs", "policy", "noise_type", "noise_std")
+
+# What numbers may be: whole or not, and from where to where. Learning rates and clip ranges are Stable-Baselines3's to
+# refuse, which it does by name.
+_NUMBERS: dict[str, tuple[type[int] | type[float], float, float]] = {
+    **dict.fromkeys(("n_envs", "n_steps", "batch_size", "n_epochs", "buffer_size", "train_freq"), (int, 1, inf)),
+    **dict.fromkeys(("policy_delay", "target_update_interval", "n_critics", "n_quantiles"), (int, 1, inf)),
+    **dict.fromkeys(("cg_max_steps", "line_search_max_iter", "n_critic_updates", "sub_sampling_factor"), (int, 1, inf)),
+    **dict.fromkeys(("learning_starts", "top_quantiles_to_drop_per_net"), (int, 0, inf)),
+    "gradient_steps": (int, -1, inf),
+    **dict.fromkeys(("gamma", "gae_lambda", "tau", "line_search_shrinking_factor"), (float, 0, 1)),
+    **dict.fromkeys(("noise_std", "vf_coef", "max_grad_norm", "target_kl", "cg_damping"), (float, 0, inf)),
+    **dict.fromkeys(("target_policy_noise", "target_noise_clip", "rms_prop_eps"), (float, 0, inf)),
+    **dict.fromkeys(("ent_coef", "target_entropy", "log_std_init"), (float, -inf, inf)),
+}
+_MAY_BE_NONE = ("target_kl", "n_quantiles")
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,11 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
         raise ValueError(f"{path}: policy_kwargs must be a mapping, not the text {entry['policy_kwargs']!r}")
     if entry.get("noise_type", "normal") != "normal":
         raise ValueError(f"{path}: noise_type must be 'normal', got {entry['noise_type']!r}")
+    for key, value in {**entry, **(entry.get("policy_kwargs") or {})}.items():
+        wanted = _unfit(name, key, value)
+        if wanted is not None:
+            hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
+            raise ValueError(f"{path}: {key} must be {wanted}, got {value!r}{hint}")
     return Hyperparams(
         n_envs=int(entry.get("n_envs", 1)),
         noise_std=float(entry.get("noise_std", 0)),
@@ -182,6 +203,29 @@ def start_from(model: Any, policy: TrustNet) -> None:
     model.policy.trust_net.load_state_dict(policy.state_dict())
     if isinstance(model, OffPolicyAlgorithm):
         model.policy.follow()  # type: ignore[operator]
+
+
+def _unfit(name: str, key: str, value: Any) -> str | None:
+    """What a setting of an algorithm should have been, if it is a number and this value cannot be."""
+    if key not in _NUMBERS or (value is None and key in _MAY_BE_NONE):
+        return None
+    learned = key in ("ent_coef", "target_entropy") and issubclass(_ALGORITHMS[name], OffPolicyAlgorithm)
+    if learned and isinstance(value, str):  # "auto", "auto_0.003"
+        value = _number(value.removeprefix("auto_" if key == "ent_coef" else "")) if value != "auto" else 1.0
+    kind, low, high = _NUMBERS[key]
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if number and isfinite(value) and low <= value <= high:
+        return None
+    within = f" in [{low}, {high}]" if high < inf else f" of at least {low}" if low > -inf else ""
+    auto = " or auto" if learned else ""
+    return ("a whole number" if kind is int else "a finite number" if high == inf else "a number") + within + auto
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _check_policy(name: str, policy_kwargs: Mapping[str, Any]) -> None:

@@ -325,6 +325,65 @@ def test_a_file_of_settings_that_does_not_fit_is_refused_by_name(
 
 
 @pytest.mark.parametrize(
+    ("name", "setting", "message"),
+    [
+        ("ppo", "n_steps: a", "n_steps must be a whole number of at least 1, got 'a'"),
+        ("ppo", "n_steps: 0", "n_steps must be a whole number of at least 1, got 0"),
+        ("ppo", "n_steps: true", "n_steps must be a whole number of at least 1, got True"),
+        ("ppo", "batch_size: 0", "batch_size must be .*, got 0"),
+        ("sac", "batch_size: -2", "batch_size must be .*, got -2"),
+        ("ppo", "n_epochs: 0", "n_epochs must be .*, got 0"),
+        ("ppo", "n_epochs: a", "n_epochs must be .*, got 'a'"),
+        ("ppo", "gamma: 2", r"gamma must be a number in \[0, 1\], got 2"),
+        ("a2c", "gamma: 1e-1", r"gamma must be a number in \[0, 1\], got '1e-1' \(YAML takes 1e-1 for text"),
+        ("ppo", "gamma: .nan", "gamma must be .*, got nan"),
+        ("ppo", "ent_coef: a", "ent_coef must be a finite number, got 'a'"),
+        ("ppo", "ent_coef: auto", "ent_coef must be a finite number, got 'auto'"),
+        ("sac", "ent_coef: a", "ent_coef must be a finite number or auto, got 'a'"),
+        ("sac", "ent_coef: auto_a", "ent_coef must be a finite number or auto, got 'auto_a'"),
+        ("sac", "ent_coef: auto_0", "does not fit sac: .*greater than 0"),
+        ("trpo", "cg_max_steps: a", "cg_max_steps must be .*, got 'a'"),
+        ("sac", "tau: a", r"tau must be a number in \[0, 1\], got 'a'"),
+        ("td3", "train_freq: 0", "train_freq must be .*, got 0"),
+        ("td3", "buffer_size: 0", "buffer_size must be .*, got 0"),
+        ("ppo", "n_envs: -1", "n_envs must be .*, got -1"),
+        ("ppo", "n_envs: a", "n_envs must be .*, got 'a'"),
+        ("td3", "noise_std: a", "noise_std must be a finite number of at least 0, got 'a'"),
+        ("ppo", "policy_kwargs: {log_std_init: a}", "log_std_init must be a finite number, got 'a'"),
+        ("sac", "policy_kwargs: {n_critics: 0}", "n_critics must be .*, got 0"),
+        ("ppo", "learning_rate: -1.0", "does not fit ppo: .*-1.0"),
+        ("ppo", "learning_rate: lin_3e-4", "does not fit ppo: .*lin_3e-4"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_naming_file_and_setting(
+    name: str, setting: str, message: str, tmp_path: Path, federation: VecEnv
+) -> None:
+    file = tmp_path / "own.yml"
+    file.write_text(f"default:\n  {setting}")
+    with pytest.raises(ValueError, match=rf"(?s)own\.yml.*{message}"):
+        make_algorithm(name, federation, seed=0, hyperparams=file)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("sac", "ent_coef: auto"),
+        ("sac", "ent_coef: auto_0.1"),
+        ("sac", "ent_coef: 1e-2"),
+        ("tqc", "target_entropy: -3.0"),
+        ("td3", "gradient_steps: -1"),
+        ("ppo", "target_kl: null"),
+        ("ppo", "n_timesteps: 1e6"),
+        ("ppo", "gamma: 1"),
+    ],
+)
+def test_what_files_of_the_zoo_hold_is_taken(name: str, setting: str, tmp_path: Path, federation: VecEnv) -> None:
+    file = tmp_path / "own.yml"
+    file.write_text(f"default:\n  {setting}")
+    make_algorithm(name, federation, seed=0, timesteps=64, hyperparams=file)
+
+
+@pytest.mark.parametrize(
     ("observations", "actions", "message"),
     [
         (spaces.Box(-1, 1, (24,)), action_space(4), "not flattened"),
