@@ -139,10 +139,10 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
     if entry.get("noise_type", "normal") != "normal":
         raise ValueError(f"{path}: noise_type must be 'normal', got {entry['noise_type']!r}")
     for key, value in {**entry, **(entry.get("policy_kwargs") or {})}.items():
-        wanted = _unfit(name, key, value)
-        if wanted is not None:
+        due = _unfit(name, key, value)
+        if due is not None:
             hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
-            raise ValueError(f"{path}: {key} must be {wanted}, got {value!r}{hint}")
+            raise ValueError(f"{path}: {key} must be {due}, got {value!r}{hint}")
     return Hyperparams(
         n_envs=int(entry.get("n_envs", 1)),
         noise_std=float(entry.get("noise_std", 0)),

@@ -11,6 +11,8 @@ from fl_core.files import lock, write_json
 CONFIG, MODEL, EVALUATIONS, TENSORBOARD = "config.json", "model.zip", "evaluations.npz", "tensorboard"
 # The policy that a run began with, if any: what it was taken from may change or go.
 START = "start"
+# The file that --hyperparams named, if any, for the same reason.
+HYPERPARAMS = "hyperparams.yml"
 # Held by the process that trains.
 LOCK = ".lock"
 

@@ -10,7 +10,7 @@ from agents.algorithms import Hyperparams, check_algorithm, check_distribution, 
 from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
 from agents.deployed import load_policy
-from agents.run_directory import CONFIG, START, read_config
+from agents.run_directory import CONFIG, HYPERPARAMS, START, read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
 from optigrad_env.scenarios import make_scenarios
@@ -100,7 +100,7 @@ class TrainingSettings:
         check_known("warm start", [self.warm_start], KINDS)
         check_known("selection", [self.select_by], SELECTIONS)
         check_known("log format", [self.log_format], LOG_FORMATS)
-        settings = read_hyperparams(self.algo, self.env_id, warm_started=self.refines, file=self.hyperparams)
+        settings = read_hyperparams(self.algo, self.env_id, warm_started=self.refines, file=self.settings_file)
         if self.start is not None:
             self._check_start(self.start, settings)
         for name in ("warm_start_length", "warm_start_memory"):
@@ -129,6 +129,12 @@ class TrainingSettings:
         """Where the policy to begin with is: for a run that is resumed, its own copy."""
         copy = self.run_dir / START
         return str(copy) if self.start_from is not None and self.resume and copy.exists() else self.start_from
+
+    @property
+    def settings_file(self) -> Path | None:
+        """Where the algorithm's own settings are, if not the package's: for a run that is resumed, its own copy."""
+        copy = self.run_dir / HYPERPARAMS
+        return copy if self.hyperparams is not None and self.resume and copy.is_file() else self.hyperparams
 
     def _check_start(self, path: str, settings: Hyperparams) -> None:
         if self.warm_start.startswith("clone"):

@@ -21,10 +21,21 @@ from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
-from agents.run_directory import EVALUATIONS, MODEL, START, TENSORBOARD, check_run, lock_run, open_run, read_config
+from agents.run_directory import (
+    EVALUATIONS,
+    HYPERPARAMS,
+    MODEL,
+    START,
+    TENSORBOARD,
+    check_run,
+    lock_run,
+    open_run,
+    read_config,
+)
 from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
+from fl_core.files import write_atomically
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, make_scenarios
 
 _SELECTED_BY = {"reward": "mean reward", "accuracy": "accuracy after the last round"}
@@ -87,7 +98,8 @@ def train(settings: TrainingSettings) -> Summary:
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
     evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
     config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
-    # Read before anything is deleted: it may lie in the directory that is to be overwritten.
+    # Read before anything is deleted: they may lie in the directory that is to be overwritten.
+    hyperparams = None if settings.settings_file is None else settings.settings_file.read_bytes()
     start = None if settings.start is None else (load_policy(settings.start), read_card(settings.start))
     check_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
     with ExitStack() as stack:
@@ -98,6 +110,8 @@ def train(settings: TrainingSettings) -> Summary:
         model = _model(settings, envs, saved)
         stack.enter_context(lock_run(settings.run_dir))
         directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
+        if hyperparams is not None:
+            write_atomically(directory / HYPERPARAMS, hyperparams)
         if start is not None:
             save_policy(start[0], directory / START, start[1].get("provenance"), weighting_of(start[0]))
         if start is not None and saved is None:
@@ -186,7 +200,7 @@ def _model(settings: TrainingSettings, envs: VecEnv, saved: Checkpoint | None) -
         warm_started=settings.refines,
         distribution=settings.distribution,
         env_id=settings.env_id,
-        hyperparams=settings.hyperparams,
+        hyperparams=settings.settings_file,
     )
 
 

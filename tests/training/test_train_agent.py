@@ -57,7 +57,7 @@ def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(
     directory = arguments.run_dir
     names = {path.name for path in directory.iterdir()} - {LOCK}
     files = {"config.json", "model.zip", "checkpoint.pkl", "policy.safetensors", "policy.json", "evaluations.npz"}
-    assert names == files | {"card.md", "tensorboard", "checkpoints"}
+    assert names == files | {"card.md", "tensorboard", "checkpoints", "hyperparams.yml"}
     assert list(directory.glob("tensorboard/*/events.out.tfevents.*"))
     assert {path.name for path in (directory / "checkpoints").iterdir()} == {"model_8.zip", "model_16.zip"}
     config = json.loads((directory / "config.json").read_text())
@@ -267,6 +267,32 @@ def test_a_resumed_run_needs_none_of_its_settings_said_again(
     assert again == replace(arguments, resume=True, timesteps=24)
     assert main(again) == 0
     assert PPO.load(arguments.run_dir / "model.zip", device="cpu").num_timesteps == 24
+
+
+@pytest.mark.parametrize("checkpoint", [True, False])
+@pytest.mark.parametrize("edited", [True, False])
+def test_a_resumed_run_reads_its_own_copy_of_the_algorithms_settings(
+    edited: bool, checkpoint: bool, arguments: TrainingSettings
+) -> None:
+    assert arguments.hyperparams is not None
+    main(arguments)
+    if not checkpoint:  # killed before the first: it begins again
+        (arguments.run_dir / "checkpoint.pkl").unlink()
+    if edited:
+        arguments.hyperparams.write_text("default: {n_steps: 4, batch_size: 4}")
+    else:
+        arguments.hyperparams.unlink()
+    assert main(replace(arguments, resume=True, timesteps=24)) == 0
+    model = PPO.load(arguments.run_dir / "model.zip", device="cpu")
+    assert (model.num_timesteps, model.n_steps) == (24, 8)
+
+
+def test_settings_may_lie_in_the_run_that_is_overwritten(arguments: TrainingSettings) -> None:
+    main(arguments)
+    copy = arguments.run_dir / "hyperparams.yml"
+    content = copy.read_bytes()
+    assert main(replace(arguments, overwrite=True, hyperparams=copy)) == 0
+    assert copy.read_bytes() == content
 
 
 def test_a_flag_that_contradicts_the_run_is_refused_naming_it(arguments: TrainingSettings) -> None:
