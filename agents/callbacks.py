@@ -65,12 +65,20 @@ class FixedScenarioEvaluation(BaseCallback):
         self._results: list[list[float]] = []
         self._accuracies: list[list[float]] = []
         if resumed_at is not None and file.exists():
-            with np.load(file) as known:
-                behind = int((known["timesteps"] <= resumed_at).sum())
-                self._timesteps = known["timesteps"][:behind].tolist()
-                self._results = known["results"][:behind].tolist()
-                without = np.full(known["results"].shape, np.nan)  # a file of a version that did not keep them
-                self._accuracies = known.get("accuracies", without)[:behind].tolist()
+            try:
+                self._read(file, resumed_at)
+            except Exception as error:  # a zip file, and what numpy makes of it, may fail in any way
+                raise ValueError(
+                    f"{file} is damaged: {error}; move it away, and the best policy is chosen anew from here on"
+                ) from error
+
+    def _read(self, file: Path, resumed_at: int) -> None:
+        with np.load(io.BytesIO(file.read_bytes())) as known:
+            behind = int((known["timesteps"] <= resumed_at).sum())
+            self._timesteps = known["timesteps"][:behind].tolist()
+            self._results = known["results"][:behind].tolist()
+            without = np.full(known["results"].shape, np.nan)  # a file of a version that did not keep them
+            self._accuracies = known.get("accuracies", without)[:behind].tolist()
 
     @property
     def means(self) -> list[float]:
@@ -163,20 +171,21 @@ class Saving(BaseCallback):
         self._kept = self.num_timesteps
 
     def _on_rollout_start(self) -> None:
-        if self._saved is None or self.num_timesteps - self._saved >= self._every:
-            self._save()
-        # By multiples, which a resumed run passes where a whole one does.
+        # By multiples, which a resumed run passes where a whole one does. Before the checkpoint: a run that is killed
+        # between the two does it again, and would otherwise go on without it.
         if self.num_timesteps // self._keep_every > self._kept // self._keep_every:
             self._keep()
+        if self._saved is None or self.num_timesteps - self._saved >= self._every:
+            self._save()
 
     def _on_step(self) -> bool:
         return True
 
     def _on_training_end(self) -> None:
-        if self._saved != self.num_timesteps:
-            self._save()
         if self._kept != self.num_timesteps:
             self._keep()
+        if self._saved != self.num_timesteps:
+            self._save()
 
     def _save(self) -> None:
         self._saved = self.num_timesteps

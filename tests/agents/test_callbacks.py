@@ -167,6 +167,14 @@ def test_evaluations_after_the_time_at_which_a_run_is_resumed_are_forgotten_with
     assert evaluation(tmp_path / "e.npz").means == []
 
 
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: b"garbage", lambda c: b""])
+def test_damaged_evaluations_are_refused_by_name(damage: Callable[[bytes], bytes], tmp_path: Path) -> None:
+    np.savez(tmp_path / "e.npz", timesteps=np.array([0]), results=np.array([[0.1, 0.2]]))
+    (tmp_path / "e.npz").write_bytes(damage((tmp_path / "e.npz").read_bytes()))
+    with pytest.raises(ValueError, match=r"e\.npz is damaged: .*; move it away"):
+        evaluation(tmp_path / "e.npz", resumed_at=16)
+
+
 def test_saving_keeps_a_checkpoint_of_the_last_moment_between_rollouts(tmp_path: Path, model: PPO) -> None:
     seen: list[int] = []
 

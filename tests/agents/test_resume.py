@@ -48,6 +48,14 @@ def die(*_):
 if where == "step":
     on_step = callbacks.RoundCurves._on_step
     callbacks.RoundCurves._on_step = lambda self: die() if self.num_timesteps >= int(number) else on_step(self)
+elif where == "model":  # between the model and the checkpoint of that time step, whichever comes first
+    keep, save = callbacks.Saving._keep, callbacks.Saving._save
+    def first(self, write):
+        write(self)
+        if self.num_timesteps == int(number):
+            die()
+    callbacks.Saving._keep = lambda self: first(self, keep)
+    callbacks.Saving._save = lambda self: first(self, save)
 elif where == "warm_start":
     training.warm_critic = die
 else:  # while the so many-th checkpoint is written: its content is in a temporary file
@@ -117,6 +125,8 @@ def assert_equal(a: Any, b: Any, where: str = "") -> None:
         ("ppo", "step:13"),  # in the middle of a rollout and of an episode
         ("ppo", "save:1"),  # while the first checkpoint is written: begins again
         ("ppo", "save:3"),
+        ("ppo", "model:16"),
+        ("ppo", "model:40"),
         ("ppo", "warm_start:0"),
         ("sac", "step:13"),
         ("td3", "save:4"),
