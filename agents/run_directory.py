@@ -30,11 +30,14 @@ def check_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overw
         raise ValueError("--resume and --overwrite exclude each other: the one keeps the old run, the other deletes it")
     if resume:
         _check_resumable(directory, config)
-    elif directory.exists() and (not directory.is_dir() or _contents(directory)):
+    elif directory.exists() and not _is_free(directory):
+        if not (directory / CONFIG).is_file():
+            raise ValueError(
+                f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted: "
+                "give another --run-dir"
+            )
         if not overwrite:
             raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
-        if not (directory / CONFIG).is_file():
-            raise ValueError(f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted")
 
 
 def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> Path:
@@ -53,7 +56,8 @@ def open_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwr
     if resume:
         config = {**config, "command": read_config(directory).get("command", config.get("command"))}
     try:
-        for old in _contents(directory) if overwrite and directory.exists() else ():
+        # The settings last: whoever is killed before has a run directory still, and may overwrite it again.
+        for old in sorted(_contents(directory), key=lambda path: path.name == CONFIG) if overwrite else ():
             if old.is_dir() and not old.is_symlink():
                 shutil.rmtree(old)
             else:
@@ -83,7 +87,12 @@ def lock_run(directory: Path) -> IO[bytes]:
 
 
 def _contents(directory: Path) -> list[Path]:
-    return [path for path in directory.iterdir() if path.name != LOCK]
+    return [path for path in directory.iterdir() if path.name != LOCK] if directory.exists() else []
+
+
+def _is_free(directory: Path) -> bool:
+    """Whether a directory holds nothing but what a run leaves that was killed while it wrote its settings."""
+    return directory.is_dir() and all(path.name.startswith(f".{CONFIG}.") for path in _contents(directory))
 
 
 def read_config(directory: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from agents.algorithms import Hyperparams, check_algorithm, check_distribution, read_hyperparams
 from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
-from agents.deployed import load_policy
+from agents.deployed import CARD, load_policy
 from agents.run_directory import CONFIG, HYPERPARAMS, START, read_config
 from agents.warm_start import KINDS
 from fl_core.registry import check_known
@@ -104,8 +104,10 @@ class TrainingSettings:
         if self.start is not None:
             self._check_start(self.start, settings)
         for name in ("warm_start_length", "warm_start_memory"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name.replace('_', '-')} must be greater than 0, got {getattr(self, name)}")
+            if not 0 < getattr(self, name) < inf:
+                raise ValueError(
+                    f"{name.replace('_', '-')} must be greater than 0 and finite, got {getattr(self, name)}"
+                )
         if not 0 <= self.clone_weight < inf:
             raise ValueError(f"clone-weight must be 0 or more and finite, got {self.clone_weight}")
         if self.clone_weight and not self.warm_start.endswith("gradient"):
@@ -126,9 +128,10 @@ class TrainingSettings:
 
     @property
     def start(self) -> str | None:
-        """Where the policy to begin with is: for a run that is resumed, its own copy."""
+        """Where the policy to begin with is: for a run that is resumed, its own copy, if it was written to the end."""
         copy = self.run_dir / START
-        return str(copy) if self.start_from is not None and self.resume and copy.exists() else self.start_from
+        whole = (copy / CARD).is_file()  # the last of the two files that make a policy
+        return str(copy) if self.start_from is not None and self.resume and whole else self.start_from
 
     @property
     def settings_file(self) -> Path | None:

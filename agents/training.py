@@ -108,6 +108,8 @@ def train(settings: TrainingSettings) -> Summary:
         # Before the old run is deleted: only the algorithm itself can tell whether its settings fit.
         saved = _saved(settings)
         model = _model(settings, envs, saved)
+        if saved is not None:
+            _check_length(settings, model.num_timesteps)
         stack.enter_context(lock_run(settings.run_dir))
         directory = open_run(settings.run_dir, config, resume=settings.resume, overwrite=settings.overwrite)
         if hyperparams is not None:
@@ -187,6 +189,16 @@ def _saved(settings: TrainingSettings) -> Checkpoint | None:
     """The state of a run that is to be resumed, once it has saved one."""
     path = settings.run_dir / CHECKPOINT
     return read(path) if settings.resume and path.exists() else None
+
+
+def _check_length(settings: TrainingSettings, done: int) -> None:
+    """Raises a ValueError for fewer time steps than a run has behind it, unless it was to be no longer anyway."""
+    before = read_config(settings.run_dir).get("timesteps", settings.timesteps)
+    if settings.timesteps < min(done, before):  # whole rollouts: it may have done more than it was to
+        raise ValueError(
+            f"timesteps {settings.timesteps}: the run in {settings.run_dir} has {done} behind it; "
+            f"give at least {min(done, before)}, or leave --timesteps out"
+        )
 
 
 def _model(settings: TrainingSettings, envs: VecEnv, saved: Checkpoint | None) -> Any:

@@ -58,6 +58,47 @@ def test_a_file_in_the_place_of_the_directory_is_refused_and_kept(tmp_path: Path
     assert (tmp_path / "run").read_text() == "a file"
 
 
+@pytest.mark.parametrize("content", ["file", "directory"])
+def test_what_is_no_run_is_called_so_at_once_and_no_flag_is_offered_that_is_refused_then(
+    tmp_path: Path, content: str
+) -> None:
+    if content == "file":
+        (tmp_path / "run").write_text("a file")
+    else:
+        (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"not a run directory.*give another --run-dir") as refused:
+        open_run(tmp_path / "run", SETTINGS, resume=False, overwrite=False)
+    assert "--overwrite" not in str(refused.value)
+
+
+def test_what_is_left_of_settings_that_were_never_written_to_the_end_is_no_content(tmp_path: Path) -> None:
+    (tmp_path / ".config.json.x1y2").write_text("{")
+    assert open_run(tmp_path, SETTINGS, resume=False, overwrite=False) == tmp_path
+
+
+def test_who_is_killed_while_overwriting_may_overwrite_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = a_run(tmp_path / "run")
+    (directory / "checkpoints").mkdir()
+    gone: list[str] = []
+    unlink = Path.unlink
+
+    def last(self: Path, missing_ok: bool = False) -> None:
+        gone.append(self.name)
+        if self.name == CONFIG:
+            raise KeyboardInterrupt
+        unlink(self, missing_ok)
+
+    # Directories are listed in no order that could be relied on.
+    listed = [directory / CONFIG, directory / MODEL, directory / "checkpoints"]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "iterdir", lambda _: iter(listed))
+        patch.setattr(Path, "unlink", last)
+        open_run(directory, SETTINGS, resume=False, overwrite=True)
+    assert gone == [MODEL, CONFIG]
+    open_run(directory, {**SETTINGS, "seed": 1}, resume=False, overwrite=True)
+    assert list(contents(directory)) == [CONFIG]
+
+
 def test_a_run_may_be_resumed_with_more_timesteps(tmp_path: Path) -> None:
     directory = a_run(tmp_path / "run")
     assert open_run(directory, {**SETTINGS, "timesteps": 200}, resume=True, overwrite=False) == directory

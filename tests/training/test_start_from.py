@@ -47,6 +47,18 @@ def test_the_policy_to_start_from_may_be_in_the_run_that_is_overwritten_or_gone_
     assert main(replace(arguments, start_from=policy, resume=True, eval_every=1000, timesteps=24)) == 0
 
 
+def test_a_copy_that_was_not_written_to_the_end_is_written_again_when_the_run_is_resumed(
+    arguments: TrainingSettings, tmp_path: Path
+) -> None:
+    save_policy(TrustNet(), tmp_path / "first")
+    again = replace(arguments, start_from=str(tmp_path / "first"))
+    main(again)
+    for path in (arguments.run_dir / "start" / "policy.json", arguments.run_dir / "checkpoint.pkl"):
+        path.unlink()  # killed while the copy was written
+    assert main(replace(again, resume=True)) == 0
+    assert (arguments.run_dir / "start" / "policy.json").is_file()
+
+
 def test_what_the_first_policy_has_seen_counts_and_if_nobody_knows_nothing_is_said(
     arguments: TrainingSettings, tmp_path: Path
 ) -> None:

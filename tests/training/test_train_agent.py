@@ -1,6 +1,7 @@
 """The training command, called as a function on runs of a few rounds."""
 
 import json
+import math
 import subprocess
 import sys
 import threading
@@ -139,6 +140,22 @@ def test_resuming_a_finished_run_changes_nothing(arguments: TrainingSettings) ->
     main(replace(arguments, resume=True))
     assert PPO.load(arguments.run_dir / "model.zip", device="cpu").num_timesteps == 16
     assert all(torch.equal(value, before[name]) for name, value in load_policy(arguments.run_dir).state_dict().items())
+
+
+def test_resuming_to_fewer_timesteps_than_are_done_is_refused_with_both_numbers(arguments: TrainingSettings) -> None:
+    main(arguments)
+    before = contents(arguments.run_dir)
+    with pytest.raises(ValueError, match=r"timesteps 8: .* has 16 behind it; give at least 16"):
+        main(replace(arguments, resume=True, timesteps=8))
+    assert contents(arguments.run_dir) == before
+
+
+def test_a_run_whose_last_rollout_went_beyond_its_timesteps_may_be_resumed_as_it_was(
+    arguments: TrainingSettings,
+) -> None:
+    main(replace(arguments, timesteps=12))
+    assert PPO.load(arguments.run_dir / "model.zip", device="cpu").num_timesteps == 16
+    assert main(replace(arguments, timesteps=12, resume=True)) == 0
 
 
 def test_resuming_with_other_settings_is_refused_naming_them(arguments: TrainingSettings) -> None:
@@ -345,8 +362,10 @@ def test_the_summary_says_what_was_reached_and_what_to_do_next(
         ({"env_id": "OptiGrad/Nope-v0"}, r"'OptiGrad/Nope-v0'; there are: .*OptiGrad/Digits-v0"),
         ({"env_id": "CartPole-v1"}, r"OptiGrad/Digits-v0"),
         ({"env_id": "no id"}, r"OptiGrad/Digits-v0"),
-        ({"warm_start_memory": 0.0}, "warm-start-memory must be greater than 0, got 0.0"),
-        ({"warm_start_length": -1.0}, "warm-start-length must be greater than 0, got -1.0"),
+        ({"warm_start_memory": 0.0}, "warm-start-memory must be greater than 0 and finite, got 0.0"),
+        ({"warm_start_length": -1.0}, "warm-start-length must be greater than 0 and finite, got -1.0"),
+        ({"warm_start_length": math.inf}, "warm-start-length must be greater than 0 and finite, got inf"),
+        ({"warm_start_memory": math.inf}, "warm-start-memory must be greater than 0 and finite, got inf"),
         ({"clone_weight": -1.0}, "clone-weight must be 0 or more and finite, got -1.0"),
         ({"clone_weight": 0.5, "warm_start": "clone"}, "clone-weight 0.5 is for the gradient, .* clone leaves out"),
         ({"update_clip": "mean"}, "'mean'; there are: none, median"),
