@@ -67,6 +67,8 @@ class FederationConfig:
             raise ValueError(f"num_clients must be at least 1, got {self.num_clients}")
         if self.simulated_rounds < 1:
             raise ValueError(f"simulated_rounds must be at least 1, got {self.simulated_rounds}")
+        if self.split_seed < 0:
+            raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}")
         make_objective(self.objective, self.mu, self.loss)
         make_shapley(self.shapley)
         check_device(self.device)
@@ -78,7 +80,7 @@ class FederationConfig:
 
 def _options(name: str, given: Any) -> Options:
     """A mapping, or its pairs, as they come back from JSON."""
-    refusal = ValueError(f"{name} must be a mapping of names to values, got {given!r}")
+    refusal = ValueError(f"{name} must be a mapping from names to values, got {given!r}")
     try:
         options = dict(given)
     except (TypeError, ValueError) as error:

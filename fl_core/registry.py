@@ -1,7 +1,7 @@
 """Names for things that users choose: one registry per kind, one error that lists what there is."""
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -9,9 +9,20 @@ from typing import Any, Generic, TypeVar, Union, get_args, get_origin, get_type_
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
+# Types of hints that are checked: what fits, in words, and in words for several.
+_KINDS: dict[Any, tuple[Any, str, str]] = {
+    bool: (bool, "true or false", "switches"),
+    int: (Integral, "a whole number", "whole numbers"),
+    float: (Real, "a number", "numbers"),
+    str: (str, "text", "names"),
+    dict: (Mapping, "a mapping from names to values", "mappings"),
+}
+
 
 def check_known(kind: str, names: Iterable[str], known: Collection[str]) -> None:
     """Raises a ValueError that lists what there is, if a name is not among the known ones."""
+    if isinstance(names, str) or not isinstance(names, Iterable):  # a lone name is a collection of letters
+        raise ValueError(f"expected a list of names ({kind}), got {names!r}; there are: {', '.join(known)}")
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"unknown {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}")
@@ -55,13 +66,12 @@ class Registry(Mapping[str, Callable[..., T]], Generic[T]):
             signature.bind(**kwargs)
         except TypeError as error:
             raise ValueError(f"{self._kind} {name!r} takes {signature}, got {kwargs}: {error}") from error
-        hints = _hints(factory)
-        for option, value in kwargs.items():
-            wanted = _unfit(value, hints.get(option))
-            if wanted is not None:
-                hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
-                raise ValueError(f"{self._kind} {name!r}: {option} must be {wanted}, got {value!r}{hint}")
+        self.check_options(name, kwargs)
         return factory(**kwargs)
+
+    def check_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Raises a ValueError, if a parameter is of another type than the factory's hint for it."""
+        check_types(options, _hints(self[name]), f"{self._kind} {name!r}: ")
 
     def __getitem__(self, name: str) -> Callable[..., T]:
         check_known(self._kind, [name], sorted(self._factories))
@@ -86,19 +96,42 @@ def _hints(factory: Callable[..., Any]) -> dict[str, Any]:
         return {}
 
 
+def check_fields(instance: object) -> None:
+    """Raises a ValueError, if a field of a dataclass is of another type than its hint."""
+    check_types(vars(instance), get_type_hints(type(instance)))
+
+
+def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str = "") -> None:
+    """Raises a ValueError that names the value, if one is not of the type that its hint says.
+
+    Args:
+        values: By name.
+        hints: Types by name; a value without one may be anything.
+        where: What the message begins with.
+    """
+    for name, value in values.items():
+        wanted = _unfit(value, hints.get(name))
+        if wanted is not None:
+            a_number = isinstance(value, str) and "number" in wanted
+            hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if a_number else ""
+            raise ValueError(f"{where}{name} must be {wanted}, got {value!r}{hint}")
+
+
 def _unfit(value: Any, hint: Any) -> str | None:
-    """What a value should have been, if its type is a switch, a number or one of these or ``None``, and it is not."""
-    kinds = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
-    if not kinds & {bool, int, float} or not kinds <= {bool, int, float, NoneType}:
+    """What a value should have been, if it is not; ``None`` too where the hint is of types that are not checked."""
+    if get_origin(hint) in (Sequence, tuple) and get_args(hint)[1:] in ((), (...,)):
+        (entry, *_), a_list = get_args(hint), isinstance(value, Sequence) and not isinstance(value, str)
+        if entry not in _KINDS or (a_list and all(_unfit(each, entry) is None for each in value)):
+            return None
+        return f"a list of {_KINDS[entry][2]}"
+    kinds = {get_origin(kind) or kind for kind in _alternatives(hint)}
+    plain = [kind for kind in _KINDS if kind in kinds and not (kind is int and float in kinds)]
+    if not plain or not kinds <= {*_KINDS, NoneType} or (value is None and NoneType in kinds):
         return None
-    if value is None and NoneType in kinds:
+    if any(isinstance(value, _KINDS[kind][0]) and (kind is bool) == isinstance(value, bool) for kind in plain):
         return None
-    if isinstance(value, bool):
-        fits, wanted = bool in kinds, "a number" if float in kinds else "a whole number"
-    elif kinds <= {bool, NoneType}:
-        fits, wanted = False, "true or false"
-    elif float in kinds:
-        fits, wanted = isinstance(value, Real), "a number"
-    else:
-        fits, wanted = isinstance(value, Integral), "a whole number"
-    return None if fits else wanted + " or None" * (NoneType in kinds)
+    return " or ".join([*(_KINDS[kind][1] for kind in plain), *["None"] * (NoneType in kinds)])
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)

@@ -7,6 +7,7 @@ from fl_core.attacks import Attack, make_attack
 from fl_core.data.partition import Partition, make_partition, partition_options
 from fl_core.data.shift import check_strength
 from fl_core.data.splits import Root
+from fl_core.registry import check_fields
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Scenario:
     root_draw: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0.0 <= self.malicious_fraction < 1.0:
             raise ValueError(f"malicious_fraction must lie in [0, 1), got {self.malicious_fraction}")
         if self.alpha is not None and not self.alpha > 0.0:

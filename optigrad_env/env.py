@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_core import Federation, Round, Scenario, checkpoint, configure
 from fl_core.aggregation import Aggregate, GivenTrust
-from fl_core.registry import check_known
+from fl_core.registry import check_known, check_types
 from optigrad_env import rendering
 from optigrad_env.history import History
 from optigrad_env.observation import action_space, observation_space, trust_of_action
@@ -133,6 +133,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         render_mode: str | None = None,
         **federation: Any,
     ) -> None:
+        check_types({"rounds": rounds}, {"rounds": int})
         if rounds < 1:
             raise ValueError(f"rounds must be at least 1, got {rounds}")
         if render_mode is not None:

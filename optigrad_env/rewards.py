@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 
 from torch import Tensor
 
-from fl_core.registry import check_known
+from fl_core.registry import check_known, check_types
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,9 @@ class Reward:
         if not self.weights:
             raise ValueError(f"reward has no terms; there are: {', '.join(_TERMS)}")
         check_known("reward term", self.weights, _TERMS)
+        check_types(self.weights, dict.fromkeys(self.weights, float), "reward: weight of ")
+        if not all(map(isfinite, self.weights.values())):
+            raise ValueError(f"reward: weights must be finite, got {dict(self.weights)}")
 
     def __call__(self, outcome: Outcome) -> tuple[float, dict[str, float]]:
         """The reward, and every term (weighted or not) by name."""
@@ -77,6 +81,9 @@ def make_reward(reward: str | Mapping[str, float]) -> Reward:
     """A reward from the name of one term, or from a mapping of names to weights.
 
     Raises:
-        ValueError: Unknown term; the message lists what there is.
+        ValueError: Unknown term (the message lists what there is), or a weight that is no finite number.
     """
+    if not isinstance(reward, str | Mapping):
+        terms = ", ".join(_TERMS)
+        raise ValueError(f"reward must be one of {terms}, or a mapping from them to weights; got {reward!r}")
     return Reward({reward: 1.0} if isinstance(reward, str) else dict(reward))

@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_core import Scenario
 from fl_core.attacks import attack_names
-from fl_core.registry import check_known
+from fl_core.registry import check_fields, check_known
 
 TRAIN_ATTACKS = ("scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip")
 
@@ -96,6 +96,7 @@ class ScenarioDistribution:
             value = getattr(self, field.name)
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
+        check_fields(self)
         if not self.attacks:
             raise ValueError(f"attacks is empty; there are: {', '.join(attack_names())}")
         for name in self.attacks:
@@ -104,10 +105,11 @@ class ScenarioDistribution:
             edges = getattr(self, name)
             if edges is None and name in _OPTIONAL_RANGES:
                 continue
-            if not isinstance(edges, tuple) or len(edges) != 2 or edges[0] > edges[1]:
-                raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges}")
-            for edge in edges:
+            a_pair = isinstance(edges, tuple) and len(edges) == 2 and None not in edges
+            for edge in edges if a_pair else ():
                 Scenario(**{name: edge})
+            if not a_pair or edges[0] > edges[1]:
+                raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges!r}")
         if not 0.0 <= self.collusion <= 1.0:
             raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
         if not 0.0 < self.weakest <= 1.0:
@@ -128,6 +130,8 @@ class ScenarioDistribution:
         Raises:
             ValueError: An unknown field or a value out of range.
         """
+        if not isinstance(pinned, Mapping | None):
+            raise ValueError(f"options must be a mapping from fields of the scenario to values, got {pinned!r}")
         pinned = dict(pinned or {})
         check_known("option", pinned, [field.name for field in fields(Scenario)])
         attack = str(generator.choice(self.attacks))
@@ -208,6 +212,11 @@ def make_scenarios(
     if isinstance(scenarios, str):
         check_known("distribution of scenarios", [scenarios], _NAMED)
         return replace(_NAMED[scenarios], **usual)
+    if not isinstance(scenarios, Mapping | None):
+        names = ", ".join(_NAMED)
+        raise ValueError(
+            f"scenarios must be a distribution, a mapping of its fields or one of {names}; got {scenarios!r}"
+        )
     given = dict(scenarios or {})
     check_known("field of scenarios", given, ScenarioDistribution.__dataclass_fields__)
     return ScenarioDistribution(**{**usual, **given})

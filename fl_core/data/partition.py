@@ -62,12 +62,13 @@ def make_partition(name: str, **options: Any) -> Partition:
     """A partition with its parameters set.
 
     Raises:
-        ValueError: Unknown name, a parameter that it does not take, or one that is missing.
+        ValueError: Unknown name, a parameter that it does not take, one that is missing, or one of another type.
     """
     check_known(f"option of partition {name!r}", options, partition_options(name))
     missing = [p.name for p in _options(name) if p.default is p.empty and p.name not in options]
     if missing:
         raise ValueError(f"partition {name!r} needs {', '.join(missing)}")
+    _PARTITIONS.check_options(name, options)
     return partial(_PARTITIONS[name], **options)
 
 

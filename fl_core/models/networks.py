@@ -51,6 +51,7 @@ def mlp(
     image_shape: ImageShape, num_classes: int, hidden: Sequence[int] = (200, 200), norm: str = "batch"
 ) -> nn.Sequential:
     """Dense layers with normalisation and ReLU; the two of 200 are "2NN" of McMahan et al. 2017 (arXiv 1602.05629)."""
+    _check_widths("hidden", hidden)
     _norm(norm, 1, nn.BatchNorm1d)  # an unknown one is an error without hidden layers too
     channels, height, width = image_shape
     features = channels * height * width
@@ -73,6 +74,8 @@ def small_cnn(
 
     With the defaults and 8x8 grey images it has 1,922 parameters, 48 of them BatchNorm's.
     """
+    _check_widths("channels", channels)
+    _check_widths("hidden", [] if hidden is None else [hidden])
     in_channels, height, width = image_shape
     scale = 2 ** len(channels)
     if min(height, width) < scale:
@@ -168,6 +171,11 @@ def _load_matching(network: nn.Module, path: Path) -> None:
     if not matching:
         raise ValueError(f"weights {path}: none of its {len(given)} tensors fits ResNet-18")
     network.load_state_dict({**own, **matching})
+
+
+def _check_widths(name: str, widths: Sequence[int]) -> None:
+    if any(width < 1 for width in widths):
+        raise ValueError(f"{name}: a layer must be at least 1 wide, got {', '.join(map(str, widths))}")
 
 
 def _norm(norm: str, width: int, batchnorm: Callable[[int], nn.Module]) -> list[nn.Module]:

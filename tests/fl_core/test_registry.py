@@ -90,6 +90,11 @@ def test_an_option_of_another_type_is_refused_where_it_is_given(make, name, opti
         make(name, **options)
 
 
+def test_a_lone_name_is_no_list_of_letters():
+    with pytest.raises(ValueError, match=r"expected a list of names \(fruit\), got 'apple'; there are: a, b"):
+        check_known("fruit", "apple", ["a", "b"])
+
+
 def test_numbers_of_numpy_and_whole_numbers_for_numbers_are_taken():
     assert make_rule("krum", num_byzantine=np.int64(2)).num_byzantine == 2
     assert make_attack("sign_flip", scale=2).scale == 2

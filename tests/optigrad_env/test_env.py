@@ -175,9 +175,23 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         ({"root_size": 5000}, r"root_size=5000.*no sample for the clients"),
         ({"root_bias": 1.0}, r"root_bias.*\[0, 1\).*1\.0"),
         ({"root_draw": -1}, r"root_draw.*-1"),
+        *[
+            ({name: "a"}, f"{name} must be a (whole )?number.*got 'a'")
+            for name in ("malicious_fraction", "alpha", "onset", "participation", "feature_shift", "root_size")
+        ],
+        *[({name: "a"}, f"{name} must be.*got 'a'") for name in ("root_bias", "root_draw", "num_clients")],
+        ({"onset": None}, "onset must be a whole number, got None"),
+        ({"onset": 1.5}, r"onset must be a whole number, got 1\.5"),
+        ({"root_size": 10.5}, r"root_size must be a whole number or None, got 10\.5"),
+        ({"root_draw": 1.5}, r"root_draw must be a whole number, got 1\.5"),
+        ({"attack": ["sign_flip"]}, r"attack must be text, got \['sign_flip'\]"),
+        ({"attack_options": 5}, "attack_options must be a mapping from names to values, got 5"),
+        ({"partition_options": 5}, "partition_options must be a mapping from names to values, got 5"),
+        ({"partition_options": {"minimum": "a"}}, "'dirichlet': minimum must be a whole number, got 'a'"),
+        ("none", "options must be a mapping.*got 'none'"),
     ],
 )
-def test_bad_options_are_refused_with_field_value_and_what_there_is(options: dict[str, Any], message: str) -> None:
+def test_bad_options_are_refused_with_field_value_and_what_there_is(options: Any, message: str) -> None:
     env = gym.make("OptiGrad/Digits-v0", **SMALL)
     with pytest.raises(ValueError, match=f"(?s){message}"):
         env.reset(seed=0, options=options)
@@ -217,6 +231,15 @@ def test_an_environment_with_the_safeguard_survives_an_agent_that_trusts_the_att
         ({"scenarios": {"alphas": [1, 2]}}, r"'alphas'.*malicious_fraction"),
         ({"scenarios": "narrow"}, r"'narrow'.*default, broad, faint, wide"),
         ({"scenarios": {"participation": [0.5, 1.0]}}, r"mask.*participation=\(0\.5, 1\.0\)"),
+        *[({"rounds": value}, f"rounds must be a whole number, got {value!r}") for value in ("20", None, 2.5, True)],
+        *[({"reward": value}, "reward must be one of oracle_gap") for value in (None, 3, ["oracle_gap"])],
+        *[({"reward": {"progress": value}}, "weight of progress must be a number, got") for value in ("1", None)],
+        ({"reward": {"progress": float("nan")}}, "weights must be finite, got.*nan"),
+        *[({"scenarios": value}, "scenarios must be a distribution.*broad.*got") for value in (5, ["broad"])],
+        ({"network_options": 5}, "network_options must be a mapping from names to values, got 5"),
+        ({"network_options": {"channels": "a"}}, "channels must be a list of whole numbers, got 'a'"),
+        ({"network_options": {"channels": [0]}}, "channels: a layer must be at least 1 wide, got 0"),
+        ({"split_seed": -1}, "split_seed must be 0 or more, got -1"),
     ],
 )
 def test_bad_arguments_are_refused_with_name_value_and_what_there_is(arguments: dict[str, Any], message: str) -> None:

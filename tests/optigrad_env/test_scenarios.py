@@ -157,6 +157,14 @@ def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned:
         ({"collusion": -0.5}, r"collusion.*-0\.5"),
         ({"weakest": 0.0}, r"weakest.*0\.0"),
         ({"weakest": 2.0}, r"weakest.*2\.0"),
+        ({"weakest": "a"}, "weakest must be a number, got 'a'"),
+        ({"collusion": "a"}, "collusion must be a number, got 'a'"),
+        ({"random_strength": "no"}, "random_strength must be true or false, got 'no'"),
+        ({"attacks": "sign_flip"}, "attacks must be a list of names, got 'sign_flip'"),
+        ({"attacks": None}, "attacks must be a list of names, got None"),
+        ({"alpha": ("a", "b")}, "alpha must be a number or None, got 'a'"),
+        ({"alpha": (None, 1.0)}, r"alpha must be a range.*\(None, 1\.0\)"),
+        ({"onset": (0.5, 2)}, r"onset must be a whole number, got 0\.5"),
     ],
 )
 def test_a_bad_distribution_is_refused_with_field_and_value(fields: dict[str, Any], message: str) -> None:
@@ -232,6 +240,8 @@ def test_names_mappings_and_distributions_make_a_distribution() -> None:
     ("fields", "message"),
     [
         ({"roots": 0}, "roots.*at least 1.*0"),
+        ({"roots": "a"}, "roots must be a whole number, got 'a'"),
+        ({"roots": 1.5}, r"roots must be a whole number, got 1\.5"),
         ({"root_size": (20, 50)}, "give roots"),
         ({"root_bias": (0.0, 0.5)}, "give roots"),
         ({"roots": 4, "root_size": (2, 50)}, "root_size.*at least 4.*2"),
@@ -243,3 +253,15 @@ def test_names_mappings_and_distributions_make_a_distribution() -> None:
 def test_bad_switches_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScenarioDistribution(**fields)
+
+
+def test_numbers_of_numpy_make_the_distribution_and_the_scenarios_that_plain_ones_make() -> None:
+    plain = ScenarioDistribution(alpha=(0.5, 1.0), onset=(0, 3), roots=2, collusion=0.5)
+    of_numpy = ScenarioDistribution(
+        alpha=(np.float64(0.5), np.float64(1)),
+        onset=(np.int64(0), np.int32(3)),
+        roots=np.int64(2),
+        collusion=np.float64(0.5),
+    )
+    assert of_numpy == plain
+    assert draws(of_numpy, 9, onset=np.int64(2)) == draws(plain, 9, onset=2)

@@ -120,9 +120,9 @@ def test_seeds_are_counted_from_the_first_one() -> None:
         ("plugin: nowhere.py", "plugin nowhere.py cannot be read"),
         ("plugins: 5", "plugins must be paths of Python files, got 5"),
         ("plugins: [null]", "plugins must be paths of Python files, got None"),
-        ("settings: {network_options: 5}", "network_options must be a mapping of names to values, got 5"),
-        ("settings: {network_options: {5: 1}}", "network_options must be a mapping of names to values"),
-        ("settings: {dataset_options: abc}", "dataset_options must be a mapping of names to values, got 'abc'"),
+        ("settings: {network_options: 5}", "network_options must be a mapping from names to values, got 5"),
+        ("settings: {network_options: {5: 1}}", "network_options must be a mapping from names to values"),
+        ("settings: {dataset_options: abc}", "dataset_options must be a mapping from names to values, got 'abc'"),
     ],
 )
 def test_a_bad_file_is_an_error_that_names_what_is_wrong(tmp_path: Path, text: str, message: str) -> None:
