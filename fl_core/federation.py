@@ -97,14 +97,15 @@ class Federation:
             ValueError: The draw would leave the clients nothing.
         """
         root = _OWN_ROOT if root == Root(self.config.root) else root
-        generator = Streams(self.config.split_seed).numpy(Purpose.ROOT, root.draw)
-        self.splits = (
-            redraw_root(self.dataset, self._own_splits, generator, root) if root != _OWN_ROOT else self._own_splits
-        )
+        self.splits = self._redrawn(root) if root != _OWN_ROOT else self._own_splits
         reference, self._utility = self.splits.reference.to(self.device), self.splits.utility.to(self.device)
         images, labels = self.dataset.images(reference), self.dataset.labels[reference]
         self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
         self._root = root
+
+    def check_root(self, root: Root) -> None:
+        """Raises a ValueError, if this draw of root data would leave the clients nothing."""
+        self._redrawn(root)
 
     def reset(self, scenario: Scenario, entropy: int) -> None:
         """Begins an episode: partition, malicious clients, random streams; the model is at its initial weights.
@@ -292,6 +293,10 @@ class Federation:
                 "federation has"
             )
         return scenario.num_clients or self.config.num_clients
+
+    def _redrawn(self, root: Root) -> Splits:
+        generator = Streams(self.config.split_seed).numpy(Purpose.ROOT, root.draw)
+        return redraw_root(self.dataset, self._own_splits, generator, root)
 
     def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
         pool = self.splits.clients

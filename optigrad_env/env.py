@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fl_core import Federation, Round, Scenario, checkpoint, configure
 from fl_core.aggregation import Aggregate, GivenTrust
+from fl_core.attacks import RULE_NEEDED
 from fl_core.registry import check_known, check_types
 from optigrad_env import rendering
 from optigrad_env.history import History
@@ -149,6 +150,10 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self.action_space: spaces.Box = action_space(num_clients)  # type: ignore[assignment]
         self._reward = make_reward(reward)
         self._num_clients = num_clients
+        for attack in self.scenarios.attacks:
+            self._check(Scenario(attack=attack))
+        if self.scenarios.root_size is not None:  # sizes ascend with the draws
+            self.federation.check_root(Scenario(**self.scenarios.root(self.scenarios.roots - 1)).make_root())
         self._round: Round | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -185,10 +190,15 @@ class OptiGradEnv(gym.Env[Any, Action]):
         return self._observation(self._round), reward, False, truncated, {**self._info(ended), "reward_terms": terms}
 
     def render(self) -> Any:
-        """Trust per client with the truth marked: text for ``ansi``, (H, W, 3) uint8 for ``rgb_array``."""
+        """Trust per client with the truth marked: text for ``ansi``, (H, W, 3) uint8 for ``rgb_array``.
+
+        Raises:
+            ResetNeeded: Before the first ``reset``.
+        """
         if self.render_mode is None:
             gym.logger.warn("render() without a render_mode: give gym.make one of ansi, rgb_array")
             return None
+        self.current_round  # noqa: B018  (asks for a reset before the first)
         frame = self._frame()
         return rendering.to_text(frame) if self.render_mode == "ansi" else rendering.to_rgb(frame)
 
@@ -292,6 +302,8 @@ class OptiGradEnv(gym.Env[Any, Action]):
     def _check(self, scenario: Scenario) -> None:
         if not self.masked and (scenario.num_clients not in (None, self._num_clients) or scenario.participation < 1):
             raise ValueError(_FIXED.format(f"{scenario.num_clients=}, {scenario.participation=}"))
+        if scenario.make_attack().knows.needs_rule:  # a policy that still learns is no rule that is deployed
+            raise ValueError(RULE_NEEDED.format(scenario.attack))
 
     def _observation_space(self, num_clients: int) -> spaces.Space[Any]:
         return observation_space(num_clients)

@@ -102,6 +102,7 @@ class MaskedOptiGradEnv(OptiGradEnv):
         return made
 
     def _check(self, scenario: Scenario) -> None:
+        super()._check(scenario)
         self._check_clients(scenario.num_clients, self._num_clients)
 
     @staticmethod

@@ -13,10 +13,11 @@ from fl_core.attacks import (  # noqa: F401  (importing registers)
     schedule,
     simple,
 )
-from fl_core.attacks.adversary import AdversaryView, Knowledge, LocalData
+from fl_core.attacks.adversary import RULE_NEEDED, AdversaryView, Knowledge, LocalData
 from fl_core.attacks.base import Attack, attack_factory, attack_names, make_attack, register_attack
 
 __all__ = [
+    "RULE_NEEDED",
     "AdversaryView",
     "Attack",
     "Knowledge",

@@ -11,6 +11,11 @@ from torch import Tensor
 from fl_core.aggregation.base import Rule
 from fl_core.aggregation.view import ServerView
 
+RULE_NEEDED = (
+    "{} is made against the deployed rule, and none is known here: it runs in the benchmark (evaluate.py), or give the "
+    "rule to Federation.local_round(rule=...)"
+)
+
 
 class Knowledge(StrEnum):
     """Threat model of an attack: what it needs to know.
@@ -23,6 +28,11 @@ class Knowledge(StrEnum):
     RULE = "rule"
     FINGERPRINT = "fingerprint"
     POLICY = "policy"
+
+    @property
+    def needs_rule(self) -> bool:
+        """Whether an attack that knows this asks the deployed rule: it can be played only where there is one."""
+        return self in (Knowledge.RULE, Knowledge.POLICY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +110,7 @@ class AdversaryView:
             ValueError: No rule is known.
         """
         if self.rule is None:
-            raise ValueError(
-                f"{attack} is made against the deployed rule, and none is known here: it runs in the benchmark "
-                "(evaluate.py), or give the rule to Federation.local_round(rule=...)"
-            )
+            raise ValueError(RULE_NEEDED.format(attack))
         if self.server is None:
             view = ServerView(updates, self.global_model, round=self.round, clients=self.clients)
         else:

@@ -189,6 +189,11 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         ({"partition_options": 5}, "partition_options must be a mapping from names to values, got 5"),
         ({"partition_options": {"minimum": "a"}}, "'dirichlet': minimum must be a whole number, got 'a'"),
         ("none", "options must be a mapping.*got 'none'"),
+        *[
+            ({"attack": name}, f"{name} is made against the deployed rule.*benchmark")
+            for name in ("policy_aware", "optimised_alie", "optimised_ipm")
+        ],
+        ({"attack": "on_off", "attack_options": {"attack": "policy_aware"}}, "on_off is made against the deployed"),
     ],
 )
 def test_bad_options_are_refused_with_field_value_and_what_there_is(options: Any, message: str) -> None:
@@ -239,6 +244,11 @@ def test_an_environment_with_the_safeguard_survives_an_agent_that_trusts_the_att
         ({"network_options": 5}, "network_options must be a mapping from names to values, got 5"),
         ({"network_options": {"channels": "a"}}, "channels must be a list of whole numbers, got 'a'"),
         ({"network_options": {"channels": [0]}}, "channels: a layer must be at least 1 wide, got 0"),
+        (
+            {"scenarios": {"attacks": ["none", "policy_aware"]}},
+            "policy_aware is made against the deployed rule.*benchmark",
+        ),
+        ({"scenarios": {"roots": 4, "root_size": [10, 5000]}}, r"root_size=2299.*no sample for the clients"),
         ({"split_seed": -1}, "split_seed must be 0 or more, got -1"),
     ],
 )

@@ -14,11 +14,12 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 import optigrad_env
-from optigrad_env import OptiGradEnv
+from optigrad_env import OptiGradEnv, OptiGradVectorEnv
 
 from .episodes import ATTACKED, SMALL, TINY, assert_same, episode, uniform
 
@@ -159,6 +160,13 @@ def test_rendering_without_a_mode_warns_and_shows_nothing() -> None:
     env.reset(seed=0)
     with pytest.warns(UserWarning, match="render_mode"):
         assert env.render() is None
+
+
+@pytest.mark.parametrize("make", [OptiGradEnv, OptiGradVectorEnv])
+def test_rendering_before_the_first_reset_asks_for_one(make: Any) -> None:
+    env = make(**SMALL, render_mode="ansi")
+    with pytest.raises(ResetNeeded, match="reset"):
+        env.render()
 
 
 def test_an_unknown_render_mode_is_refused() -> None:

@@ -149,6 +149,7 @@ def test_poisoned_data_reach_the_malicious_clients_that_are_there() -> None:
     [
         ({"num_clients": [2, 9]}, {}, "9 clients need num_clients of at least 9, got 8"),
         ({}, {"num_clients": 9}, "9 clients need num_clients of at least 9, got 8"),
+        ({}, {"attack": "policy_aware"}, "policy_aware is made against the deployed rule"),
         ({"participation": [0.0, 1.0]}, {}, r"participation.*\(0, 1\].*0\.0"),
     ],
 )
