@@ -41,7 +41,15 @@ def register_environments() -> None:
     """Registers every id with Gymnasium, and beside each the one with clients that come and go."""
     for env_id, kwargs in ENVIRONMENTS.items():
         for name, (entry_point, vector_entry_point) in ((env_id, _ENTRY_POINTS), (masked_id(env_id), _MASKED)):
-            gymnasium.register(name, entry_point=entry_point, vector_entry_point=vector_entry_point, kwargs=kwargs)
+            gymnasium.register(
+                name,
+                entry_point=entry_point,
+                vector_entry_point=vector_entry_point,
+                kwargs=kwargs,
+                # Gymnasium's passive checker takes a refused reset for done, and fails at the step after the next one.
+                # The tests run both checkers on every id.
+                disable_env_checker=True,
+            )
 
 
 def masked_id(env_id: str) -> str:

@@ -105,6 +105,13 @@ def test_the_spec_survives_json_and_makes_the_same_environment(env_id: str) -> N
     assert_same(env.reset(seed=2), copy.reset(seed=2))
 
 
+def test_an_environment_plays_on_after_a_refused_reset(env_id: str) -> None:
+    env = gym.make(env_id, **TINY)
+    with pytest.raises(ValueError, match="'alpah'"):
+        env.reset(options={"alpah": 0.5})
+    assert_same(episode(env, seed=0), episode(gym.make(env_id, **TINY), seed=0))
+
+
 def test_spaces_have_a_row_a_client_and_hold_every_observation(env_id: str) -> None:
     env = gym.make(env_id, **TINY)
     space = env.observation_space
