@@ -52,7 +52,7 @@ def restore(federation: Federation, state: dict[str, Any]) -> Round:
     Raises:
         ValueError: The state is of a federation with another configuration; the message says what differs.
     """
-    _check_same(federation.config, state["settings"])
+    check_same("a federation", state["settings"], _settings(federation.config))
     federation.reset(Scenario(**copy.deepcopy(state["scenario"])), state["entropy"])
     federation.round = state["round"]
     federation.shared, federation.local = state["shared"].clone(), state["local"].clone()
@@ -70,16 +70,16 @@ def restore(federation: Federation, state: dict[str, Any]) -> Round:
     return Round(view, malicious, state["attacking"], federation.participants)
 
 
-def _settings(config: FederationConfig) -> dict[str, Any]:
-    return {name: value for name, value in settings_of(config).items() if name not in _IGNORED}
-
-
-def _check_same(config: FederationConfig, settings: dict[str, Any]) -> None:
-    own = _settings(config)
+def check_same(what: str, settings: dict[str, Any], own: dict[str, Any]) -> None:
+    """Raises a ValueError that says what differs, if a state's settings are not one's own."""
     differences = [
         f"{name} was {settings.get(name)!r}, is {own.get(name)!r}"
         for name in sorted(own.keys() | settings.keys())
         if own.get(name) != settings.get(name)
     ]
     if differences:
-        raise ValueError(f"the state is of a federation with other settings: {'; '.join(differences)}")
+        raise ValueError(f"the state is of {what} with other settings: {'; '.join(differences)}")
+
+
+def _settings(config: FederationConfig) -> dict[str, Any]:
+    return {name: value for name, value in settings_of(config).items() if name not in _IGNORED}

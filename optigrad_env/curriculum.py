@@ -6,7 +6,7 @@ from typing import Any
 import gymnasium as gym
 
 from fl_core.registry import check_known
-from optigrad_env.env import Action, OptiGradEnv
+from optigrad_env.env import Action, OptiGradEnv, check_state
 
 Stage = tuple[str, int]
 
@@ -87,6 +87,7 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a ``state_dict``."""
+        check_state(state, "env", "steps", "playing")
         self.steps = state["steps"]
         self.env = [*self._stages, self._target][state["playing"]]
         self.env.reset()  # wrappers may refuse to step an environment that was never reset; its state is replaced

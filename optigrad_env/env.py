@@ -251,6 +251,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             ResetNeeded: Before the first ``reset``.
         """
         return {
+            "environment": self._settings(),
             "federation": checkpoint.state_of(self.federation, self.current_round),
             "np_random": copy.deepcopy(self.np_random.bit_generator.state),
             "np_random_seed": self.np_random_seed,
@@ -263,14 +264,21 @@ class OptiGradEnv(gym.Env[Any, Action]):
         """Continues the episode of a ``state_dict``: the same steps, resets and pictures, bit by bit.
 
         Raises:
-            ValueError: The state is of a federation with other settings.
+            ValueError: The state is of an environment or a federation with other settings, or is none at all.
         """
+        check_state(state, *_STATE)
+        checkpoint.check_same("an environment", state["environment"], self._settings())
         self._round = checkpoint.restore(self.federation, state["federation"])
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
         self._np_random_seed = state["np_random_seed"]
         self._loss, self._accuracy = state["scores"]
         self._aggregate = None if state["aggregate"] is None else Aggregate(**state["aggregate"])
         self._history = state["history"].copy()
+
+    def _settings(self) -> dict[str, Any]:
+        """What an episode goes on by, beside the federation's own settings."""
+        reward = dict(self._reward.weights)
+        return {"masked": self.masked, "rounds": self.rounds, "reward": reward, "scenarios": asdict(self.scenarios)}
 
     def of_clients(self, rows: Tensor, absent: float = 0) -> Tensor:
         """Rows of the waiting round's participants as rows of clients, (num_clients, ...); ``absent`` elsewhere."""
@@ -358,6 +366,17 @@ class OptiGradEnv(gym.Env[Any, Action]):
         )
 
 
+def check_state(state: Any, *parts: str) -> None:
+    """Raises a ValueError, if a state has not these parts, as ``state_dict`` of the same environment returned them."""
+    if not isinstance(state, Mapping) or any(part not in state for part in parts):
+        got = f"one of {', '.join(map(str, state))}" if isinstance(state, Mapping) and state else repr(state)
+        raise ValueError(
+            f"expected a state of {', '.join(parts)}, what state_dict() of an environment with the same wrappers "
+            f"returned; got {got}"
+        )
+
+
+_STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "history")
 _FIXED = (
     "the number of clients and their participation can vary only where the observation has a mask, as in "
     "OptiGrad/DigitsMasked-v0; got {}"

@@ -11,7 +11,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
 from fl_core.registry import check_known
-from optigrad_env.env import OptiGradEnv
+from optigrad_env.env import OptiGradEnv, check_state
 from optigrad_env.scenarios import TRAINING_SPLITS
 
 # What Gymnasium's vector environment remembers from one step to the next.
@@ -104,6 +104,7 @@ class OptiGradVectorEnv(SyncVectorEnv[Any, NDArray[np.float32]]):
         Raises:
             ValueError: Another number of federations, or one with other settings.
         """
+        check_state(state, "envs", "vector")
         if len(state["envs"]) != self.num_envs:
             raise ValueError(f"the state is of {len(state['envs'])} federations, here are {self.num_envs}")
         for env, of_env in zip(self.envs, state["envs"], strict=True):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fl_core.fingerprint import FEATURES
 from fl_core.registry import check_known
-from optigrad_env.env import Action, OptiGradEnv
+from optigrad_env.env import Action, OptiGradEnv, check_state
 from optigrad_env.observation import trust_of_action
 
 
@@ -142,6 +142,8 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from a ``state_dict``."""
+        check_state(state, "env", "memory")
+        check_state(state["memory"], *self.memory())
         self.env.get_wrapper_attr("load_state_dict")(state["env"])
         for name, value in copy.deepcopy(state["memory"]).items():
             setattr(self, name, value)

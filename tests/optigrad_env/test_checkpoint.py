@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import optigrad_env
-from optigrad_env import OptiGradEnv, OptiGradVectorEnv
+from optigrad_env import OptiGradEnv, OptiGradVectorEnv, ScenarioDistribution
 from optigrad_env.curriculum import Curriculum
+from optigrad_env.masked import MaskedOptiGradEnv
 from optigrad_env.wrappers import ClientHistory, FeatureDropout, FeatureShuffle
 
 TINY: dict[str, Any] = {"num_clients": 4, "rounds": 4, "local_steps": 1, "batch_size": 8}
@@ -161,3 +162,44 @@ def test_a_state_of_another_federation_is_refused_with_what_differs() -> None:
         envs = OptiGradVectorEnv(1, **TINY)
         envs.reset(seed=0)
         OptiGradVectorEnv(2, **TINY).load_state_dict(envs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: OptiGradEnv(**{**TINY, "rounds": 5}), "an environment with other settings: rounds was 4, is 5$"),
+        (
+            lambda: OptiGradEnv(**TINY, reward="progress"),
+            r"reward was \{'oracle_gap': 1\.0\}, is \{'progress': 1\.0\}$",
+        ),
+        (lambda: OptiGradEnv(**TINY, scenarios={"onset": (0, 1)}), r"scenarios was .*\(0, 5\).*, is .*\(0, 1\)"),
+        (lambda: MaskedOptiGradEnv(**TINY, scenarios=ScenarioDistribution()), "masked was False, is True$"),
+        (lambda: OptiGradEnv(**{**TINY, "rounds": 5}, reward="progress"), "reward was .*; rounds was 4, is 5$"),
+        (lambda: ClientHistory(OptiGradEnv(**TINY)), "expected a state of env, memory.*got one of environment"),
+    ],
+)
+def test_a_state_of_another_environment_is_refused_with_what_differs(make: Any, message: str) -> None:
+    state = begun(OptiGradEnv(**TINY)).unwrapped.state_dict()
+    with pytest.raises(ValueError, match=message):
+        make().load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [{}, None, {"env": None}])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OptiGradEnv(**TINY),
+        lambda: ClientHistory(OptiGradEnv(**TINY)),
+        lambda: Curriculum(OptiGradEnv(**TINY), [("OptiGrad/Softmax-v0", 6)]),
+        lambda: OptiGradVectorEnv(1, **TINY),
+    ],
+)
+def test_what_is_no_state_is_refused(make: Any, state: Any) -> None:
+    with pytest.raises(ValueError, match="expected a state of"):
+        make().load_state_dict(state)
+
+
+def test_a_wrappers_state_is_not_another_wrappers() -> None:
+    env = begun(FeatureDropout(OptiGradEnv(**TINY)))
+    with pytest.raises(ValueError, match=r"expected a state of _past, _waiting.*got one of _generator"):
+        ClientHistory(OptiGradEnv(**TINY)).load_state_dict(env.state_dict())
