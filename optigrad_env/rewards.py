@@ -83,7 +83,5 @@ def make_reward(reward: str | Mapping[str, float]) -> Reward:
     Raises:
         ValueError: Unknown term (the message lists what there is), or a weight that is no finite number.
     """
-    if not isinstance(reward, str | Mapping):
-        terms = ", ".join(_TERMS)
-        raise ValueError(f"reward must be one of {terms}, or a mapping from them to weights; got {reward!r}")
+    check_types({"reward": reward}, {"reward": str | dict})
     return Reward({reward: 1.0} if isinstance(reward, str) else dict(reward))

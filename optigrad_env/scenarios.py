@@ -15,7 +15,7 @@ import numpy as np
 
 from fl_core import Scenario
 from fl_core.attacks import attack_names
-from fl_core.registry import check_fields, check_known
+from fl_core.registry import check_fields, check_known, check_types
 
 TRAIN_ATTACKS = ("scaling", "partial_scaling", "sign_flip", "gaussian_noise", "label_flip")
 
@@ -130,8 +130,7 @@ class ScenarioDistribution:
         Raises:
             ValueError: An unknown field or a value out of range.
         """
-        if not isinstance(pinned, Mapping | None):
-            raise ValueError(f"options must be a mapping from fields of the scenario to values, got {pinned!r}")
+        check_types({"options": pinned}, {"options": dict | None})
         pinned = dict(pinned or {})
         check_known("option", pinned, [field.name for field in fields(Scenario)])
         attack = str(generator.choice(self.attacks))
@@ -212,11 +211,7 @@ def make_scenarios(
     if isinstance(scenarios, str):
         check_known("distribution of scenarios", [scenarios], _NAMED)
         return replace(_NAMED[scenarios], **usual)
-    if not isinstance(scenarios, Mapping | None):
-        names = ", ".join(_NAMED)
-        raise ValueError(
-            f"scenarios must be a distribution, a mapping of its fields or one of {names}; got {scenarios!r}"
-        )
+    check_types({"scenarios": scenarios}, {"scenarios": str | dict | None})
     given = dict(scenarios or {})
     check_known("field of scenarios", given, ScenarioDistribution.__dataclass_fields__)
     return ScenarioDistribution(**{**usual, **given})

@@ -237,10 +237,13 @@ def test_an_environment_with_the_safeguard_survives_an_agent_that_trusts_the_att
         ({"scenarios": "narrow"}, r"'narrow'.*default, broad, faint, wide"),
         ({"scenarios": {"participation": [0.5, 1.0]}}, r"mask.*participation=\(0\.5, 1\.0\)"),
         *[({"rounds": value}, f"rounds must be a whole number, got {value!r}") for value in ("20", None, 2.5, True)],
-        *[({"reward": value}, "reward must be one of oracle_gap") for value in (None, 3, ["oracle_gap"])],
+        *[
+            ({"reward": value}, "reward must be text or a mapping from names to values, got")
+            for value in (None, 3, ["oracle_gap"])
+        ],
         *[({"reward": {"progress": value}}, "weight of progress must be a number, got") for value in ("1", None)],
         ({"reward": {"progress": float("nan")}}, "weights must be finite, got.*nan"),
-        *[({"scenarios": value}, "scenarios must be a distribution.*broad.*got") for value in (5, ["broad"])],
+        *[({"scenarios": value}, "scenarios must be text or a mapping.*got") for value in (5, ["broad"])],
         ({"network_options": 5}, "network_options must be a mapping from names to values, got 5"),
         ({"network_options": {"channels": "a"}}, "channels must be a list of whole numbers, got 'a'"),
         ({"network_options": {"channels": [0]}}, "channels: a layer must be at least 1 wide, got 0"),
