@@ -111,7 +111,9 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     `env.unwrapped.state_dict()` is the episode as data (`pickle` and `torch.save` take it), and
     `env.unwrapped.load_state_dict(state)` of an environment made with the same arguments, in another process too,
-    continues it bit by bit. A fresh `gym.make` wants one `reset()` first.
+    continues it bit by bit. A fresh `gym.make` wants one `reset()` first. Wrappers that remember something
+    (`ClientHistory`, `FeatureDropout`, `FeatureShuffle`, `Curriculum`) have a state of their own: around the environment,
+    it is `env.get_wrapper_attr("state_dict")()` and `env.get_wrapper_attr("load_state_dict")(state)` that continue.
 
     ## Version History
 
@@ -240,9 +242,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             download=config.download,
             **asdict(config.weighting),
         )
-        inner = made.unwrapped
-        assert isinstance(inner, OptiGradEnv)
-        return inner
+        return federated(made)
 
     def state_dict(self) -> dict[str, Any]:
         """The episode as data: a snapshot that later steps do not change. See ``load_state_dict``.
@@ -364,6 +364,14 @@ class OptiGradEnv(gym.Env[Any, Action]):
             accuracy=np.array(history.accuracy),
             oracle=np.array(history.oracle),
         )
+
+
+def federated(env: gym.Env[Any, Any]) -> OptiGradEnv:
+    """The environment inside all wrappers; raises a ValueError for another package's."""
+    inner = env.unwrapped
+    if not isinstance(inner, OptiGradEnv):
+        raise ValueError(f"expected an environment of federations, such as OptiGrad/Digits-v0, got {env}")
+    return inner
 
 
 def check_state(state: Any, *parts: str) -> None:
