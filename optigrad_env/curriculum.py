@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.utils import RecordConstructorArgs
 
-from fl_core.registry import check_known
-from optigrad_env.env import Action, OptiGradEnv, check_state
+from fl_core.registry import check_known, check_types
+from optigrad_env.env import Action, check_state, federated
 
 Stage = tuple[str, int]
 
 
-class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
+class Curriculum(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
     """Plays cheaper environments for a number of steps each, and the target from then on.
 
     ::
@@ -31,19 +33,22 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
         stages: Ids and numbers of this environment's steps, at least 1, in order.
 
     Raises:
-        ValueError: An unknown id, a number of steps below 1, or an id with another kind of observation.
+        ValueError: Another package's environment, an unknown id, a number of steps below 1, or an id with another kind
+            of observation.
     """
 
     def __init__(self, env: gym.Env[Any, Action], stages: Sequence[Stage]) -> None:
+        _check_pairs(stages)
+        target = federated(env)
+        RecordConstructorArgs.__init__(self, stages=[list(stage) for stage in stages])
         super().__init__(env)
-        target = env.unwrapped
-        assert isinstance(target, OptiGradEnv)
-        self._target = env
+        self._target, self._spec = env, super().spec
         self._ends: list[int] = []
         self._stages: list[gym.Env[Any, Action]] = []
         known = sorted(name for name in gym.registry if name.startswith("OptiGrad/"))
         for env_id, steps in stages:
             check_known("environment id", [env_id], known)
+            check_types({f"steps of {env_id!r}": steps}, {f"steps of {env_id!r}": int})
             if steps < 1:
                 raise ValueError(f"stage {env_id!r} must have at least 1 step, got {steps}")
             stage = target.like(env_id)
@@ -55,6 +60,11 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
             self._ends.append(steps + (self._ends[-1] if self._ends else 0))
         self.steps = 0
         self.env = self._of_now()
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """What makes this curriculum again: of the target, whatever is played."""
+        return self._spec
 
     @property
     def stage(self) -> int:
@@ -95,3 +105,12 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action]):
 
     def _of_now(self) -> gym.Env[Any, Action]:
         return [*self._stages, self._target][self.stage]
+
+
+def _check_pairs(stages: Any) -> None:
+    def listed(value: Any) -> bool:
+        return isinstance(value, Sequence) and not isinstance(value, str)
+
+    if not listed(stages) or not all(listed(stage) and len(stage) == 2 for stage in stages):
+        example = '[("OptiGrad/Softmax-v0", 2000)]'
+        raise ValueError(f"stages must be a list of ids and numbers of steps, such as {example}, got {stages!r}")

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
-from fl_core.registry import check_known
+from fl_core.registry import check_known, check_types
 from optigrad_env.env import OptiGradEnv, check_state
 from optigrad_env.scenarios import TRAINING_SPLITS
 
@@ -61,8 +61,11 @@ class OptiGradVectorEnv(SyncVectorEnv[Any, NDArray[np.float32]]):
         around: Sequence[Wrapper] = (),
         **kwargs: Any,
     ) -> None:
+        check_types({"num_envs": num_envs, "split_seed": split_seed}, {"num_envs": int, "split_seed": int})
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        if not isinstance(around, Sequence) or not all(map(callable, around)):
+            raise ValueError(f"around must be a list of wrappers, such as [ClientHistory], got {around!r}")
         if not isinstance(autoreset_mode, AutoresetMode):
             check_known("autoreset_mode", [autoreset_mode], [mode.value for mode in AutoresetMode])
         makers = [partial(self._make, around, split_seed=split_seed + i, **kwargs) for i in range(num_envs)]

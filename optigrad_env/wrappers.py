@@ -9,12 +9,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_core.fingerprint import FEATURES
-from fl_core.registry import check_known
-from optigrad_env.env import Action, OptiGradEnv, check_state
+from fl_core.registry import check_known, check_types
+from optigrad_env.env import Action, check_state, federated
 from optigrad_env.observation import trust_of_action
 
 
@@ -56,13 +57,17 @@ def _from_arrays(*arrays: NDArray[Any]) -> RecordedRound:
     return RecordedRound(*map(torch.from_numpy, arrays))
 
 
-class RoundRecorder(gym.Wrapper[Any, Action, Any, Action]):
+class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
     """Gives the round that waits for an action as data: for offline stages of training. Holds truth."""
+
+    def __init__(self, env: gym.Env[Any, Action]) -> None:
+        RecordConstructorArgs.__init__(self)
+        federated(env)
+        super().__init__(env)
 
     def recorded_round(self) -> RecordedRound:
         """The present round; call it between ``reset`` or ``step`` and the next ``step``."""
-        env = self.unwrapped
-        assert isinstance(env, OptiGradEnv)
+        env = federated(self)
         round_ = env.current_round
         view = round_.view
         assert view.reference is not None
@@ -106,6 +111,7 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
         low: NDArray[np.float32] | None = None,
         high: NDArray[np.float32] | None = None,
     ) -> None:
+        bounds(env)  # of something else it is an error
         super().__init__(env)
         if low is not None and high is not None:
             box = spaces.Box(low, high, dtype=np.float32)
@@ -156,7 +162,7 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
         return {**observation, "clients": np.where(present[:, None], seen, np.float32(0))}
 
 
-class ClientHistory(ClientObservation):
+class ClientHistory(ClientObservation, RecordConstructorArgs):
     """Shows each client's last ``k`` fingerprints and trusts too, so that slow and on-off attackers can be seen.
 
     The row of a client is its present fingerprint (F), then for each of its last k rounds, the latest first, the
@@ -169,8 +175,10 @@ class ClientHistory(ClientObservation):
     """
 
     def __init__(self, env: gym.Env[Any, Action], k: int = 3) -> None:
+        check_types({"k": k}, {"k": int})
         if k < 1:
             raise ValueError(f"k must be at least 1 round, got {k}")
+        RecordConstructorArgs.__init__(self, k=k)
         low, high = bounds(env)
         past = [
             np.column_stack([edge, np.full(len(edge), trust, dtype=np.float32)])
@@ -215,7 +223,7 @@ class ClientHistory(ClientObservation):
         return np.where(present[:, None, None], np.hstack([latest, self._past[:, :-1]]), self._past)
 
 
-class FeatureSubset(ClientObservation):
+class FeatureSubset(ClientObservation, RecordConstructorArgs):
     """Shows some of the features only: for ablations, and for policies that need no root data.
 
     Args:
@@ -233,6 +241,7 @@ class FeatureSubset(ClientObservation):
         low, high = bounds(env)
         if low.shape[1] != len(FEATURES):
             raise ValueError(f"FeatureSubset goes around the six features, inside other wrappers; got {low.shape[1]}")
+        RecordConstructorArgs.__init__(self, features=list(features))
         self._columns = [i for i, name in enumerate(FEATURES) if name in features]
         super().__init__(env, low[:, self._columns], high[:, self._columns])
 
@@ -241,7 +250,7 @@ class FeatureSubset(ClientObservation):
         return rows[:, self._columns]
 
 
-class RandomObservation(ClientObservation):
+class RandomObservation(ClientObservation, RecordConstructorArgs):
     """Base of wrappers that draw: from a stream of their own, so the environment plays the same scenarios as without.
 
     Args:
@@ -250,6 +259,10 @@ class RandomObservation(ClientObservation):
     """
 
     def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:
+        check_types({"seed": seed}, {"seed": int})
+        if seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {seed}")
+        RecordConstructorArgs.__init__(self, seed=seed)
         super().__init__(env)
         self._seed, self._generator = seed, np.random.default_rng(seed)
 
@@ -275,8 +288,10 @@ class FeatureDropout(RandomObservation):
     """
 
     def __init__(self, env: gym.Env[Any, Action], probability: float = 0.1, seed: int = 0) -> None:
+        check_types({"probability": probability}, {"probability": float})
         if not 0 <= probability <= 1:
             raise ValueError(f"probability must lie in [0, 1], got {probability}")
+        RecordConstructorArgs.__init__(self, probability=probability, seed=seed)  # the first call is what is kept
         super().__init__(env, seed)
         self._probability = probability
 

@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from optigrad_env import OptiGradEnv
 from optigrad_env.curriculum import Curriculum
@@ -89,10 +90,27 @@ def test_every_federation_of_a_vector_environment_has_its_curriculum() -> None:
     ("stages", "message"),
     [
         ([("OptiGrad/Sofmax-v0", 5)], "'OptiGrad/Sofmax-v0'.*OptiGrad/Softmax-v0"),
+        *[([("OptiGrad/Softmax-v0", n)], "steps of 'OptiGrad/Softmax-v0' must be a whole") for n in ("3", 1.5)],
+        *[(wrong, "stages must be a list of ids") for wrong in (None, "OptiGrad/Softmax-v0", ["OptiGrad/Softmax-v0"])],
         ([("OptiGrad/Softmax-v0", 0)], "OptiGrad/Softmax-v0.*at least 1 step.*0"),
         ([("OptiGrad/SoftmaxMasked-v0", 5)], "OptiGrad/SoftmaxMasked-v0.*mask.*the target Box"),
     ],
 )
-def test_bad_stages_are_refused(stages: list[Any], message: str) -> None:
+def test_bad_stages_are_refused(stages: Any, message: str) -> None:
     with pytest.raises(ValueError, match=f"(?s){message}"):
         Curriculum(OptiGradEnv(**TINY), stages)
+
+
+def test_a_curriculum_around_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"environment of federations.*CartPole"):
+        Curriculum(gym.make("CartPole-v1"), STAGES)
+
+
+def test_the_spec_of_a_curriculum_survives_json_and_is_the_targets_in_every_stage() -> None:
+    env = Curriculum(gym.make("OptiGrad/Digits-v0", **TINY), STAGES)
+    env.reset(seed=0)
+    assert env.spec is not None
+    assert env.spec.id == "OptiGrad/Digits-v0"
+    copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    np.testing.assert_equal(copy.reset(seed=1), env.reset(seed=1))
+    assert played(copy, 10) == played(env, 10)

@@ -196,6 +196,21 @@ def test_at_least_one_federation_is_needed(num_envs: int) -> None:
         OptiGradVectorEnv(num_envs, **TINY)
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"num_envs": "2"}, "num_envs must be a whole number, got '2'"),
+        ({"num_envs": 1.5}, r"num_envs must be a whole number, got 1\.5"),
+        ({"split_seed": "a"}, "split_seed must be a whole number, got 'a'"),
+        ({"around": (5,)}, r"around must be a list of wrappers.*got \(5,\)"),
+        ({"around": 5}, "around must be a list of wrappers.*got 5"),
+    ],
+)
+def test_arguments_of_another_type_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OptiGradVectorEnv(**{**TINY, **wrong})
+
+
 def test_an_unknown_autoreset_mode_is_refused_with_the_list() -> None:
     with pytest.raises(ValueError, match=r"'same_step'.*NextStep"):
         make("same_step")

@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 
 from optigrad_env import OptiGradEnv
@@ -256,6 +257,14 @@ def test_wrapped_environments_pass_gymnasiums_checker(inner: type[OptiGradEnv], 
         (lambda env: FeatureSubset(env, []), "features is empty.*norm"),
         (lambda env: FeatureSubset(ClientHistory(env), ["norm"]), "six features.*27"),
         (lambda env: FeatureDropout(env, 1.5), r"probability.*1\.5"),
+        (lambda env: ClientHistory(env, 1.5), r"k must be a whole number, got 1\.5"),
+        (lambda env: ClientHistory(env, "a"), "k must be a whole number, got 'a'"),
+        (lambda env: ClientHistory(env, None), "k must be a whole number, got None"),
+        (lambda env: FeatureSubset(env, "norm"), r"expected a list of names \(feature\), got 'norm'"),
+        (lambda env: FeatureSubset(env, None), r"expected a list of names \(feature\), got None"),
+        (lambda env: FeatureDropout(env, "a"), "probability must be a number, got 'a'"),
+        (lambda env: FeatureDropout(env, seed="a"), "seed must be a whole number, got 'a'"),
+        (lambda env: FeatureShuffle(env, seed=-1), "seed must be 0 or more, got -1"),
     ],
 )
 def test_bad_wrapper_arguments_are_refused(wrap: Any, message: str) -> None:
@@ -263,9 +272,33 @@ def test_bad_wrapper_arguments_are_refused(wrap: Any, message: str) -> None:
         wrap(OptiGradEnv(num_clients=3, rounds=2))
 
 
-def test_a_wrapper_around_something_else_is_refused() -> None:
+@pytest.mark.parametrize("wrapper", [ClientHistory, FeatureDropout, FeatureShuffle])
+def test_a_wrapper_around_something_else_is_refused(wrapper: Any) -> None:
     with pytest.raises(ValueError, match="clients and features"):
-        ClientHistory(gym.make("CartPole-v1"))
+        wrapper(gym.make("CartPole-v1"))
+
+
+def test_a_recorder_around_something_else_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"environment of federations.*CartPole"):
+        RoundRecorder(gym.make("CartPole-v1"))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        RoundRecorder,
+        FeatureShuffle,
+        lambda env: ClientHistory(env, 2),
+        lambda env: FeatureSubset(env, ("norm", "shapley")),
+        lambda env: FeatureDropout(env, 0.5, seed=3),
+        lambda env: ClientHistory(FeatureDropout(env, 0.5), 1),
+    ],
+)
+def test_the_spec_of_a_wrapped_environment_survives_json(wrap: Any) -> None:
+    env = wrap(gym.make("OptiGrad/Digits-v0", num_clients=3, rounds=2))
+    copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
+    assert str(copy) == str(env)
+    np.testing.assert_equal(copy.reset(seed=1), env.reset(seed=1))
 
 
 def test_a_masked_round_is_recorded_row_by_row_of_the_clients() -> None:
