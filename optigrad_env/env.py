@@ -109,11 +109,12 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     ## Checkpoints
 
-    `env.unwrapped.state_dict()` is the episode as data (`pickle` and `torch.save` take it), and
-    `env.unwrapped.load_state_dict(state)` of an environment made with the same arguments, in another process too,
-    continues it bit by bit. A fresh `gym.make` wants one `reset()` first. Wrappers that remember something
-    (`ClientHistory`, `FeatureDropout`, `FeatureShuffle`, `Curriculum`) have a state of their own: around the environment,
-    it is `env.get_wrapper_attr("state_dict")()` and `env.get_wrapper_attr("load_state_dict")(state)` that continue.
+    `env.unwrapped.state_dict()` is the episode as data (`pickle` takes it, and `torch.save`, for `torch.load` with
+    `weights_only=False`), and `env.unwrapped.load_state_dict(state)` of an environment made with the same arguments, in
+    another process too, continues it bit by bit. A fresh `gym.make` wants one `reset()` first. Wrappers that remember
+    something (`ClientHistory`, `FeatureDropout`, `FeatureShuffle`, `Curriculum`) have a state of their own: around the
+    environment, it is `env.get_wrapper_attr("state_dict")()` and `env.get_wrapper_attr("load_state_dict")(state)` that
+    continue.
 
     ## Version History
 
