@@ -119,8 +119,8 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str 
 
 def _unfit(value: Any, hint: Any) -> str | None:
     """What a value should have been, if it is not; ``None`` too where the hint is of types that are not checked."""
-    if get_origin(hint) in (Sequence, tuple) and get_args(hint)[1:] in ((), (...,)):
-        (entry, *_), a_list = get_args(hint), isinstance(value, Sequence) and not isinstance(value, str)
+    if get_origin(hint) is Sequence:
+        (entry,), a_list = get_args(hint), isinstance(value, Sequence) and not isinstance(value, str)
         if entry not in _KINDS or (a_list and all(_unfit(each, entry) is None for each in value)):
             return None
         return f"a list of {_KINDS[entry][2]}"

@@ -79,6 +79,8 @@ class Scenario:
         """The partition; raises ValueError for an unknown name or a wrong parameter. One without α ignores it."""
         name = self.partition or ("iid" if self.alpha is None else "dirichlet")
         with_alpha = self.alpha is not None and "alpha" in partition_options(name)
+        if with_alpha and "alpha" in self.partition_options:
+            raise ValueError(f"alpha is given twice, as {self.alpha} and in partition_options={self.partition_options}")
         return make_partition(name, **({"alpha": self.alpha} if with_alpha else {}), **self.partition_options)
 
     def num_malicious(self, num_clients: int) -> int:

@@ -7,7 +7,7 @@ colluding form; every other attack is held out: no policy, parameter or threshol
 ``sign_flip``: no training scenario stops once it has begun, or begins as late.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -97,6 +97,7 @@ class ScenarioDistribution:
             if isinstance(value, list):
                 object.__setattr__(self, field.name, tuple(value))
         check_fields(self)
+        check_types({"attacks": self.attacks}, {"attacks": Sequence[str]})
         if not self.attacks:
             raise ValueError(f"attacks is empty; there are: {', '.join(attack_names())}")
         for name in self.attacks:

@@ -188,6 +188,10 @@ def test_options_pin_the_fields_of_the_scenario() -> None:
         ({"attack_options": 5}, "attack_options must be a mapping from names to values, got 5"),
         ({"partition_options": 5}, "partition_options must be a mapping from names to values, got 5"),
         ({"partition_options": {"minimum": "a"}}, "'dirichlet': minimum must be a whole number, got 'a'"),
+        (
+            {"partition_options": {"alpha": 0.1}, "alpha": 0.5},
+            r"alpha is given twice, as 0\.5 and in partition_options",
+        ),
         ("none", "options must be a mapping.*got 'none'"),
         *[
             ({"attack": name}, f"{name} is made against the deployed rule.*benchmark")
