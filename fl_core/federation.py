@@ -283,7 +283,8 @@ class Federation:
         chosen = range(self.num_clients) if clients is None else clients.tolist()
         shards = [self.shards[i] for i in chosen]
         shifts = [self._shifts[i] for i in chosen] if self._shifts else ()
-        return self._scorer.personalised(self.shared, self.local[list(chosen)], shards, shifts, split)
+        local = torch.stack([self.local[i] for i in chosen])
+        return self._scorer.personalised(self.shared, local, shards, shifts, split)
 
     def _clients_of(self, scenario: Scenario) -> int:
         """Number of clients of an episode."""
