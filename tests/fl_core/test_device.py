@@ -315,7 +315,7 @@ def test_a_cell_of_the_benchmark_has_the_same_figures_on_either_device(gpu):
             settings=settings,
         )
         result = run_cell(grid, grid.cells()[0])
-        assert not result.failures, result.failures[0].traceback
+        assert not result.failures, result.failures[0].trace
         return [row["test_accuracy"] for row in result.rows]
 
     assert figures("cuda") == pytest.approx(figures("cpu"), abs=0.01)
