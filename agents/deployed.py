@@ -172,7 +172,8 @@ def _check_provenance(provenance: Any) -> None:
     if seen is not None and not (isinstance(seen, list | tuple) and all(isinstance(name, str) for name in seen)):
         raise ValueError(f"attacks_seen must be a list of names of attacks, got {seen!r}")
     threshold = provenance.get("detection_threshold")
-    if threshold is not None and not (type(threshold) in (int, float) and isfinite(threshold)):
+    a_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (a_number and isfinite(threshold)):
         raise ValueError(f"detection_threshold must be a number, got {threshold!r}")
     for name in ("metrics", "trained_with"):
         if not isinstance(provenance.get(name) or {}, Mapping):

@@ -32,6 +32,10 @@ NO_DISTRIBUTION = (
 NO_QUANTILES = "TQC's critics have quantiles: give policy_kwargs=dict(n_quantiles=25), got n_quantiles None"
 
 
+class _NoTargetError(ValueError, AttributeError):
+    """An error in words for who needs the target; for who asks whether there is one, none."""
+
+
 class TrustActor(BasePolicy):
     """A ``TrustNet`` as an actor: deterministic (TD3), or a distribution around its score (SAC, TQC)."""
 
@@ -185,7 +189,7 @@ class OffPolicyAttentionPolicy(BasePolicy):
     def __getattr__(self, name: str) -> Any:
         """As a module has it; SB3 does not tell a policy whose it is, and TD3 is known by what it looks for."""
         if name == "actor_target" and name not in self._modules:
-            raise ValueError(NO_TARGET.format(self._settings["distribution"]))
+            raise _NoTargetError(NO_TARGET.format(self._settings["distribution"]))
         return super().__getattr__(name)
 
     def follow(self) -> None:

@@ -6,7 +6,7 @@ what was received, and fingerprints it.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -118,7 +118,7 @@ class RootServer:
         return self.layout.initial(network)[0] - self.global_model
 
     def view(
-        self, messages: Tensor | Sequence[Tensor | NDArray[Any]], clients: Sequence[int] | None = None
+        self, messages: Tensor | Collection[Tensor | NDArray[Any]], clients: Sequence[int] | None = None
     ) -> ServerView:
         """Trains the reference update and shows a rule what the server has received.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fl_core import Federation, Round, Scenario, checkpoint, configure
 from fl_core.aggregation import Aggregate, GivenTrust
-from fl_core.attacks import RULE_NEEDED
+from fl_core.attacks import RULE_NEEDED, Knowledge
 from fl_core.registry import check_known, check_types
 from optigrad_env import rendering
 from optigrad_env.history import History
@@ -311,7 +311,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
     def _check(self, scenario: Scenario) -> None:
         if not self.masked and (scenario.num_clients not in (None, self._num_clients) or scenario.participation < 1):
             raise ValueError(_FIXED.format(f"{scenario.num_clients=}, {scenario.participation=}"))
-        if scenario.make_attack().knows.needs_rule:  # a policy that still learns is no rule that is deployed
+        if Knowledge(scenario.make_attack().knows).needs_rule:  # a policy that still learns is no rule that is deployed
             raise ValueError(RULE_NEEDED.format(scenario.attack))
 
     def _observation_space(self, num_clients: int) -> spaces.Space[Any]:
@@ -381,7 +381,7 @@ def check_state(state: Any, *parts: str) -> None:
         got = f"one of {', '.join(map(str, state))}" if isinstance(state, Mapping) and state else repr(state)
         raise ValueError(
             f"expected a state of {', '.join(parts)}, what state_dict() of an environment with the same wrappers "
-            f"returned; got {got}"
+            f"returned, in this version; got {got}"
         )
 
 

@@ -1,6 +1,6 @@
 """All that a defence may see."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,7 +119,7 @@ class ServerView:
 
 
 def receive(
-    messages: Tensor | Sequence[Tensor | NDArray[Any]], num_parameters: int, device: torch.device | None = None
+    messages: Tensor | Collection[Tensor | NDArray[Any]], num_parameters: int, device: torch.device | None = None
 ) -> Tensor:
     """Turns what clients sent into a matrix; a message of the wrong shape or kind becomes a row of NaN.
 
@@ -134,9 +134,10 @@ def receive(
         (N, P) float32.
 
     Raises:
-        ValueError: No message at all, or no sequence of messages.
+        ValueError: No message at all, or no collection of messages.
     """
-    if not isinstance(messages, Tensor | np.ndarray | Sequence) or getattr(messages, "ndim", 2) < 2:
+    is_list = isinstance(messages, Tensor | Collection) and not isinstance(messages, Mapping | str | bytes)
+    if not is_list or getattr(messages, "ndim", 2) < 2:
         shape = f" of the shape {tuple(messages.shape)}" if hasattr(messages, "shape") else ""
         raise ValueError(f"messages must be N updates (P,), one a client; got one {type(messages).__name__}{shape}")
     if not len(messages):
@@ -158,8 +159,9 @@ def receive(
 
 def _as_tensor(message: Any) -> Any:
     """A floating-point array, which is what Flower sends, as a tensor; anything else as it is, to be rejected."""
-    known = isinstance(message, np.ndarray) and message.dtype in (np.float16, np.float32, np.float64)
-    return torch.tensor(message) if known else message
+    if not isinstance(message, np.ndarray) or message.dtype.kind != "f" or message.dtype.itemsize > 8:
+        return message
+    return torch.tensor(np.ascontiguousarray(message, dtype=message.dtype.newbyteorder("=")))
 
 
 def _fits(message: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:

@@ -27,7 +27,9 @@ class SequentialEngine:
 
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
         for name, module in network.named_modules():
-            if isinstance(module, _DropoutNd) and module.p > 0:
+            # Dropout by itself, and attention and recurrent layers that drop on the way.
+            p = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
+            if isinstance(p, int | float) and p > 0:
                 raise ValueError(
                     f"layer {name!r} is {module}: what it drops comes from torch's global generator, so equal seeds "
                     "would not give equal rounds; leave it out, or set p=0"

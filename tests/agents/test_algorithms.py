@@ -300,6 +300,12 @@ def test_a_class_whose_policy_was_not_told_what_it_needs_says_so(
         ).learn(16)
 
 
+def test_whether_an_off_policy_actor_has_a_target_can_be_asked() -> None:
+    for algorithm, told in ((SAC, {}), (TD3, {"distribution": None})):
+        model = algorithm(OffPolicyAttentionPolicy, MaskedBandit(4), policy_kwargs={**SMALL, **told}, device="cpu")
+        assert hasattr(model.policy, "actor_target") == (algorithm is TD3)
+
+
 def test_gsde_is_refused_off_policy_too(federation: VecEnv) -> None:
     with pytest.raises(ValueError, match=r"use_sde=True.*number of clients"):
         SAC(OffPolicyAttentionPolicy, federation, use_sde=True, device="cpu")  # type: ignore[arg-type]

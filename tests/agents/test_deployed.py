@@ -450,3 +450,8 @@ class Answers(nn.Module):
 def test_a_policy_that_does_not_answer_for_every_client_is_refused(answer: object, found: str) -> None:
     with pytest.raises(ValueError, match=f"one trust value for each of 4 clients, got {found}"):
         TrustAggregator(Answers(answer))(a_view(4))
+
+
+def test_a_number_of_numpys_is_a_number(policy: TrustNet, tmp_path: Path) -> None:
+    save_policy(policy, tmp_path, {"detection_threshold": np.float64(0.5)})
+    assert read_card(tmp_path)["provenance"]["detection_threshold"] == 0.5

@@ -227,6 +227,23 @@ def test_a_network_that_drops_at_random_is_refused_and_one_that_drops_nothing_is
             assert torch.equal(views[0].reference, views[1].reference)
 
 
+class Attentive(nn.Module):
+    """Attention, which drops on the way without a layer for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 1, dropout=0.5, batch_first=True), nn.Linear(64, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        rows = images.squeeze(1)
+        return self.head(self.attention(rows, rows, rows)[0].flatten(1))
+
+
+def test_attention_that_drops_is_refused_too():
+    with pytest.raises(ValueError, match="layer 'attention' is MultiheadAttention"):
+        a_server(network=Attentive())
+
+
 class Wrapped(nn.Module):
     """The same layers under other names."""
 

@@ -77,6 +77,7 @@ def test_no_message_at_all_is_an_error_in_words(messages):
         (np.ones(P), rf"one ndarray of the shape \({P},\)"),
         (None, "one NoneType"),
         (iter([torch.ones(P)]), "one list_iterator"),
+        ({3: torch.ones(P)}, "one dict"),
     ],
 )
 def test_what_is_no_list_of_messages_is_refused_and_not_taken_for_bad_clients(messages, found):
@@ -84,11 +85,18 @@ def test_what_is_no_list_of_messages_is_refused_and_not_taken_for_bad_clients(me
         receive(messages, P)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4"])
 def test_arrays_are_messages_too(dtype):
     sent = np.linspace(-1, 1, 2 * P, dtype=dtype).reshape(2, P)
     expected = torch.tensor(sent.astype(np.float32))
-    for messages in (sent, list(sent)):
+    fixed = np.frombuffer(sent.tobytes(), dtype=dtype).reshape(2, P)  # read only, as what came over a wire is
+    for messages in (
+        sent,
+        list(sent),
+        dict(enumerate(sent)).values(),
+        list(fixed),
+        [sent[0], sent[1, ::-1].copy()[::-1]],
+    ):
         received = receive(messages, P)
         assert received.dtype == torch.float32
         assert torch.equal(received, expected)
