@@ -113,7 +113,7 @@ def main(arguments: Arguments) -> int:
             seconds = show_seconds(estimate_seconds(grid, missing, workers, directory.known()))
             where = "one core, before Ray shares it out" if arguments.ray else f"{workers} workers"
             print(f"about {seconds} on {where}; results in {arguments.out}")
-        with tqdm(total=len(missing), desc="evaluate", disable=not arguments.progress) as bar:
+        with tqdm(total=len(missing), desc="evaluate", disable=None if arguments.progress else True) as bar:
             try:
                 failures = benchmark.run(
                     directory, workers=arguments.workers, ray=arguments.ray, on_cell=lambda _: bar.update()

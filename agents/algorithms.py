@@ -21,7 +21,7 @@ from agents.distributions import DISTRIBUTIONS
 from agents.off_policy import NO_GAUSSIAN, OffPolicyAttentionPolicy
 from agents.policies import AttentionPolicy, architecture_of
 from agents.trust_net import Architecture, TrustNet
-from fl_core.registry import check_known
+from fl_core.registry import check_known, yaml_hint
 
 HYPERPARAMS = Path(__file__).parent / "hyperparams"
 
@@ -141,8 +141,7 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
     for key, value in {**entry, **(entry.get("policy_kwargs") or {})}.items():
         due = _unfit(name, key, value)
         if due is not None:
-            hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
-            raise ValueError(f"{path}: {key} must be {due}, got {value!r}{hint}")
+            raise ValueError(f"{path}: {key} must be {due}, got {value!r}{yaml_hint(value)}")
     return Hyperparams(
         n_envs=int(entry.get("n_envs", 1)),
         noise_std=float(entry.get("noise_std", 0)),

@@ -222,7 +222,7 @@ def main(controls: Annotated[Controls, tyro.conf.arg(name="")], out: Path = FITT
     """Fits both rules, writes their files to ``out`` and prints what came out."""
     torch.set_num_threads(1)
     candidates = controls.population * (15 * controls.screening + controls.iterations)
-    with tqdm(total=controls.rounds + candidates, desc="controls") as bar:
+    with tqdm(total=controls.rounds + candidates, desc="controls", disable=None) as bar:
         contents = fit(controls, bar.update)
     out.mkdir(parents=True, exist_ok=True)
     for name, content in contents.items():

@@ -6,6 +6,7 @@ again: no images, no partition, no autoencoder. It is made of plain values, tens
 """
 
 import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -79,6 +80,16 @@ def check_same(what: str, settings: dict[str, Any], own: dict[str, Any]) -> None
     ]
     if differences:
         raise ValueError(f"the state is of {what} with other settings: {'; '.join(differences)}")
+
+
+def check_state(state: Any, *parts: str) -> None:
+    """Raises a ValueError, if a state has not these parts, as ``state_dict`` of the same environment returned them."""
+    if not isinstance(state, Mapping) or any(part not in state for part in parts):
+        got = f"one of {', '.join(map(str, state))}" if isinstance(state, Mapping) and state else repr(state)
+        raise ValueError(
+            f"expected a state of {', '.join(parts)}, what state_dict() of an environment with the same wrappers "
+            f"returned, in this version; got {got}"
+        )
 
 
 def _settings(config: FederationConfig) -> dict[str, Any]:

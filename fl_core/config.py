@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from numbers import Integral, Real
 from typing import Any
 
 from fl_core.aggregation.trust import TrustWeighting
 from fl_core.device import check_device
 from fl_core.fingerprint import SIMULATED_ROUNDS, make_shapley
-from fl_core.registry import check_known
+from fl_core.registry import check_known, check_types
 from fl_core.training import LocalTraining, make_objective
 
 Options = Mapping[str, Any] | tuple[tuple[str, Any], ...]
@@ -98,12 +97,6 @@ def frozen(value: Any) -> Any:
 
 
 _TRAINING_SETTINGS = {"local_steps": "steps", "batch_size": "batch_size", "learning_rate": "learning_rate"}
-_KINDS: dict[type, tuple[type, str]] = {
-    bool: (bool, "true or false"),
-    int: (Integral, "a whole number"),
-    float: (Real, "a number"),
-    str: (str, "text"),
-}
 _WEIGHTING_SETTINGS = {field.name: field.name for field in fields(TrustWeighting)}
 
 
@@ -136,14 +129,8 @@ def configure(**settings: Any) -> FederationConfig:
 def _check_types(settings: Mapping[str, Any]) -> None:
     """Numbers and words must be such; what is more than that, and the weighting, check themselves."""
     defaults = {**asdict(FederationConfig()), **asdict(LocalTraining()), "local_steps": LocalTraining().steps}
-    for name, value in settings.items():
-        kind = type(defaults.get(name))
-        if kind not in _KINDS or name in _WEIGHTING_SETTINGS:
-            continue
-        abstract, words = _KINDS[kind]
-        if not isinstance(value, abstract) or (isinstance(value, bool) and kind is not bool):
-            hint = "; YAML takes 1e-2 for text, and 1.0e-2 for a number" * (kind is float and isinstance(value, str))
-            raise ValueError(f"{name} must be {words}, got {value!r}{hint}")
+    plain = {name: type(value) for name, value in defaults.items() if isinstance(value, bool | int | float | str)}
+    check_types({n: v for n, v in settings.items() if n not in _WEIGHTING_SETTINGS}, plain)
 
 
 def settings_of(config: FederationConfig) -> dict[str, Any]:

@@ -112,9 +112,13 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str 
     for name, value in values.items():
         wanted = _unfit(value, hints.get(name))
         if wanted is not None:
-            a_number = isinstance(value, str) and "number" in wanted
-            hint = " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if a_number else ""
+            hint = yaml_hint(value) if "number" in wanted else ""
             raise ValueError(f"{where}{name} must be {wanted}, got {value!r}{hint}")
+
+
+def yaml_hint(value: object) -> str:
+    """For the end of a message: why what was written as a number may have been read as text."""
+    return " (YAML takes 1e-1 for text, and 1.0e-1 for a number)" if isinstance(value, str) else ""
 
 
 def _unfit(value: Any, hint: Any) -> str | None:

@@ -8,7 +8,6 @@ what was received, and fingerprints it.
 import copy
 from collections.abc import Collection, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from fl_core.fingerprint import Fingerprinter, HonestSimulator, make_shapley, tr
 from fl_core.models import ParameterLayout
 from fl_core.models.parameters import Entry
 from fl_core.randomness import Purpose, Streams
+from fl_core.registry import check_types
 from fl_core.training import LocalTraining, Objective, make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
@@ -186,7 +186,7 @@ class RootServer:
         network.load_state_dict({name: value[0] for name, value in tensors.items()}, strict=False)
 
 
-def _check_kinds(network: object, objective: object, training: object, seed: object) -> None:
+def _check_kinds(network: object, objective: object, training: object, seed: int) -> None:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise ValueError(f"network must be a torch module with parameters, got {network!r}")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
@@ -199,16 +199,16 @@ def _check_kinds(network: object, objective: object, training: object, seed: obj
         raise ValueError(f"objective must be one of make_objective's, or None for FedBN-Prox, got {objective!r}")
     if not isinstance(training, LocalTraining | None):
         raise ValueError(f"training must be a LocalTraining, or None for the usual one, got {training!r}")
-    if not isinstance(seed, Integral) or seed < 0:
-        raise ValueError(f"seed must be a whole number of at least 0, got {seed!r}")
+    check_types({"seed": seed}, {"seed": int})
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
 
 
-def _check_root(images: Any, labels: Any, num_classes: Any) -> None:
+def _check_root(images: Any, labels: Any, num_classes: int) -> None:
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; torch.tensor(...) makes one of it")
-    if not isinstance(num_classes, Integral):
-        raise ValueError(f"num_classes must be a whole number, got {num_classes!r}")
+    check_types({"num_classes": num_classes}, {"num_classes": int})
     if images.ndim != 4 or images.dtype != torch.float32:
         raise ValueError(f"images must be (R, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")
     if not images.isfinite().all():

@@ -7,8 +7,9 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 
+from fl_core.checkpoint import check_state
 from fl_core.registry import check_known, check_types
-from optigrad_env.env import Action, check_state, federated
+from optigrad_env.env import Action, federated
 
 Stage = tuple[str, int]
 

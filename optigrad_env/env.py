@@ -267,7 +267,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         Raises:
             ValueError: The state is of an environment or a federation with other settings, or is none at all.
         """
-        check_state(state, *_STATE)
+        checkpoint.check_state(state, *_STATE)
         checkpoint.check_same("an environment", state["environment"], self._settings())
         self._round = checkpoint.restore(self.federation, state["federation"])
         self.np_random.bit_generator.state = copy.deepcopy(state["np_random"])
@@ -373,16 +373,6 @@ def federated(env: gym.Env[Any, Any]) -> OptiGradEnv:
     if not isinstance(inner, OptiGradEnv):
         raise ValueError(f"expected an environment of federations, such as OptiGrad/Digits-v0, got {env}")
     return inner
-
-
-def check_state(state: Any, *parts: str) -> None:
-    """Raises a ValueError, if a state has not these parts, as ``state_dict`` of the same environment returned them."""
-    if not isinstance(state, Mapping) or any(part not in state for part in parts):
-        got = f"one of {', '.join(map(str, state))}" if isinstance(state, Mapping) and state else repr(state)
-        raise ValueError(
-            f"expected a state of {', '.join(parts)}, what state_dict() of an environment with the same wrappers "
-            f"returned, in this version; got {got}"
-        )
 
 
 _STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "history")

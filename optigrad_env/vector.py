@@ -10,8 +10,9 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 
+from fl_core.checkpoint import check_state
 from fl_core.registry import check_known, check_types
-from optigrad_env.env import OptiGradEnv, check_state
+from optigrad_env.env import OptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 
 # What Gymnasium's vector environment remembers from one step to the next.

@@ -13,9 +13,10 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fl_core.checkpoint import check_state
 from fl_core.fingerprint import FEATURES
 from fl_core.registry import check_known, check_types
-from optigrad_env.env import Action, check_state, federated
+from optigrad_env.env import Action, federated
 from optigrad_env.observation import trust_of_action
 
 

@@ -106,7 +106,7 @@ def test_seeds_are_counted_from_the_first_one() -> None:
         ("rules: {krum: 1}", "rules must be one value or a list"),
         ("settings: {clients: 3}", r"'clients'.*num_clients"),
         ("settings: 5", "settings must be a mapping.*got 5"),
-        ("settings: {learning_rate: 1e-2}", "learning_rate must be a number, got '1e-2'; YAML takes 1e-2 for text"),
+        ("settings: {learning_rate: 1e-2}", r"learning_rate must be a number, got '1e-2' \(YAML takes 1e-1 for text"),
         ('settings: {root: "50"}', "root must be a whole number, got '50'"),
         ("settings: {split_seed: 7}", "settings cannot hold split_seed.*give seeds"),
         ('rounds: "20"', "rounds must be whole numbers, got '20'"),
