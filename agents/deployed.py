@@ -54,10 +54,15 @@ def save_policy(
         The directory.
 
     Raises:
-        PolicyFileError: The policy reads other features than a server has, or it cannot be written there.
+        PolicyFileError: The policy reads other features than a server has, has weights that are not finite, or cannot
+            be written there.
         ValueError: A fact of the provenance that is read again is not of its kind.
     """
     _check_features("the policy", policy)
+    try:
+        _check_finite(policy)
+    except ValueError as error:
+        raise PolicyFileError(f"the policy cannot be saved: {error}") from error
     _check_provenance({} if provenance is None else provenance)
     directory = Path(directory)
     card = {

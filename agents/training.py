@@ -49,7 +49,7 @@ class Summary:
         run_dir: Its directory.
         interrupted: It was stopped by Ctrl-C.
         timesteps: Rounds that were learned from.
-        seconds: Wall-clock time, parts before a resumption included.
+        seconds: Wall-clock time, warm start, evaluations and parts before a resumption included.
         first_reward: Mean reward on the fixed scenarios before the algorithm started, in nats a round.
         best_reward: That of the best policy, which was kept.
         last_reward: That of the last policy.
@@ -64,14 +64,13 @@ class Summary:
     last_reward: float
 
     def __str__(self) -> str:
-        rate = self.timesteps / self.seconds if self.seconds else 0.0
         if self.interrupted:
             return (
                 f"interrupted after {self.timesteps} rounds: the model is in {self.run_dir / MODEL}, the best policy "
                 f"so far in {self.run_dir}; continue with --resume --run-dir {self.run_dir}"
             )
         return (
-            f"{self.timesteps} rounds in {self.seconds:.0f} s, {rate:.0f} a second\n"
+            f"{self.timesteps} rounds, {self.seconds:.0f} s with warm start and evaluations\n"
             f"mean reward, nats a round over the honest mean: first {self.first_reward:+.4f}, "
             f"best {self.best_reward:+.4f}, last {self.last_reward:+.4f}\n"
             f"policy in {self.run_dir}; benchmark it: python evaluate.py --policies {self.run_dir}"

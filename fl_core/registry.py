@@ -132,9 +132,14 @@ def _unfit(value: Any, hint: Any) -> str | None:
     plain = [kind for kind in _KINDS if kind in kinds and not (kind is int and float in kinds)]
     if not plain or not kinds <= {*_KINDS, NoneType} or (value is None and NoneType in kinds):
         return None
-    if any(isinstance(value, _KINDS[kind][0]) and (kind is bool) == isinstance(value, bool) for kind in plain):
+    if any(_fits(value, kind) for kind in plain):
         return None
     return " or ".join([*(_KINDS[kind][1] for kind in plain), *["None"] * (NoneType in kinds)])
+
+
+def _fits(value: Any, kind: type) -> bool:
+    names = kind is not dict or not isinstance(value, Mapping) or all(isinstance(key, str) for key in value)
+    return isinstance(value, _KINDS[kind][0]) and (kind is bool) == isinstance(value, bool) and names
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -2,8 +2,13 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+# How long an example takes is the machine's affair: a busy one fails no test.
+hypothesis.settings.register_profile("optigrad", hypothesis.settings(), deadline=None)
+hypothesis.settings.load_profile("optigrad")
 
 # One thread a process: tiny networks gain nothing from two, and sums keep one order.
 torch.set_num_threads(1)

@@ -26,7 +26,7 @@ def fixed_net() -> TrustNet:
 NET = fixed_net()
 
 
-@settings(deadline=None, derandomize=True, max_examples=50)
+@settings(derandomize=True, max_examples=50)
 @given(order=st.integers(1, 30).flatmap(lambda n: st.permutations(range(n))), seed=st.integers(0, 999))
 def test_permuting_the_clients_permutes_their_trust_and_leaves_the_value(order: list[int], seed: int) -> None:
     observed = fingerprints(len(order), seed=seed)

@@ -20,6 +20,7 @@ from fl_core.attacks import attack_names
         ("onset", -1, "onset must be a round number, 0 or more, got -1"),
         ("attack", "nuke", "unknown attack 'nuke'; there are: " + ", ".join(attack_names())),
         ("attack_options", {"factor": 2.0}, "attack 'none' takes"),
+        ("attack_options", {5: 1}, r"attack_options must be a mapping from names to values, got \{5: 1\}"),
     ],
 )
 def test_an_impossible_scenario_says_what_is_wrong_with_which_value(field, value, message):

@@ -86,7 +86,7 @@ def test_a_column_is_found_by_name(played):
         assert torch.equal(view.fingerprint.column(name), view.fingerprint.observation[:, place])
 
 
-@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(exponents=st.lists(st.one_of(st.none(), st.integers(-38, 37)), min_size=10, max_size=10))
 def test_the_observation_is_bounded_whatever_the_lengths_of_the_updates(played, exponents):
     _, view = played

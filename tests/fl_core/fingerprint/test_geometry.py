@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fl_core.fingerprint import geometry, native
 from fl_core.training.native import is_built
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 BY = ["torch", *(["native"] if is_built() else [])]
 cases = given(st.integers(1, 8), st.integers(1, 25), st.floats(1e-3, 1e3), st.integers(0, 2**31))
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
     not engine.is_built(), reason="the native engine is not built: python setup.py build_ext --inplace"
 )
 ISAS = engine.supported_instruction_sets() if engine.is_built() else []
-quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=ISAS, autouse=True)

@@ -14,7 +14,7 @@ from fl_core.fingerprint import CoalitionGame, make_shapley, shapley, shapley_na
 from fl_core.fingerprint.geometry import clip_factors, clip_to_median, median, norms
 from fl_core.fingerprint.shapley import ExactShapley, PermutationShapley, quadratic_shapley, singles_shapley
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 class TableGame:
@@ -111,7 +111,7 @@ def test_exact_refuses_more_than_twelve_clients_and_says_what_to_use():
         ExactShapley()(TableGame(13, 0), generator())
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 7), st.floats(0.01, 100), st.integers(0, 2**31))
 def test_the_closed_form_equals_the_enumeration_of_the_quadratic_game(n, scale, seed):
     rng = np.random.default_rng(seed)

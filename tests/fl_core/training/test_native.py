@@ -111,9 +111,7 @@ sizes = st.fixed_dictionaries(
 )
 # The same examples every time: one shape in thousands meets a tie that rounding decides otherwise, and a test must not
 # fail by chance. Raise max_examples and take derandomize out to search.
-randomised = settings(
-    max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+randomised = settings(max_examples=60, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=ISAS)
