@@ -10,7 +10,7 @@ from scipy.special import log_softmax
 from fl_core.evaluation import capped_cross_entropy, personalised_accuracy, score
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(2, 6), st.floats(0.1, 30), st.integers(0, 2**31))
 def test_accuracy_loss_and_class_accuracy_equal_their_definitions(models, samples, classes, spread, seed):
     rng = np.random.default_rng(seed)

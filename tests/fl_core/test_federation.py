@@ -247,7 +247,7 @@ def test_an_attack_that_overflows_costs_its_senders_the_weight_and_not_the_round
     assert built.evaluate(torch.zeros(1, built.layout.num_shared), "validation").accuracy > 0.05
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(1, 120), st.integers(0, 2**31))
 def test_samples_are_taken_cyclically_so_that_none_counts_twice_before_all_have_counted_once(length, size, seed):
     shard = torch.arange(100, 100 + length)

@@ -17,13 +17,13 @@ def numbers(entropy: int, purpose: Purpose, index: int) -> tuple[tuple[float, ..
     return tuple(streams.numpy(purpose, index).random(4)), tuple(drawn.tolist())
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(addresses)
 def test_equal_addresses_give_equal_numbers(address):
     assert numbers(*address) == numbers(*address)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(addresses, addresses)
 def test_another_entropy_purpose_or_index_gives_other_numbers(one, other):
     if one != other:

@@ -21,7 +21,7 @@ def test_the_edges_of_the_action_box_are_nearly_no_and_nearly_full_trust() -> No
     assert trust_of_action(edges, 3).tolist() == pytest.approx([0.00669, 0.5, 0.99331], abs=1e-5)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(arrays(np.float32, 5, elements=st.floats(-1, 1, width=32)))
 def test_trust_lies_inside_zero_and_one_and_keeps_the_order_of_the_action(action: np.ndarray) -> None:
     trust = trust_of_action(action, 5).numpy()

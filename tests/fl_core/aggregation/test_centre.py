@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fl_core.aggregation import ServerView, make_rule
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 def draw(n: int, size: int, seed: int) -> np.ndarray:

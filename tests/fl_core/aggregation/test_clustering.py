@@ -13,7 +13,7 @@ from fl_core.aggregation import ServerView, clustering, make_rule
 from fl_core.aggregation.clustering import principal_plane
 from fl_core.aggregation.gram import squared_distances
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def around(centre: list[float], n: int, spread: float, seed: int, size: int = 60) -> torch.Tensor:

@@ -9,7 +9,7 @@ from sklearn.cluster import KMeans, MeanShift, estimate_bandwidth
 
 from fl_core.aggregation.clusters import gap_clusters, k_means, mean_shift
 
-quick = settings(deadline=None, max_examples=25)
+quick = settings(max_examples=25)
 
 
 def blobs(sizes: list[int], apart: float, seed: int, d: int = 2) -> tuple[torch.Tensor, np.ndarray]:

@@ -17,7 +17,7 @@ from fl_core.aggregation import (
 )
 from fl_core.aggregation.preaggregation import AdaptiveRobustClipping, Bucketing, Clipping, NearestNeighbourMixing
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def draw(n: int, size: int, seed: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ def test_the_network_sorts_every_sequence_of_zeros_and_ones(n):
 
 
 @pytest.mark.parametrize("most", [sorting._MOST_CLIENTS, 1])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(n=st.integers(1, 70), size=st.integers(1, 40), seed=st.integers(0, 2**31), data=st.data())
 def test_network_and_sort_give_the_same_trimmed_mean(most, n, size, seed, data):
     trim = data.draw(st.integers(0, (n - 1) // 2))
@@ -58,7 +58,7 @@ def test_mean_around_median_by_hand():
         assert aggregate("mean_around_median", updates, num_byzantine=f).item() == pytest.approx(expected)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(n=st.integers(1, 12), size=st.integers(1, 8), twins=st.booleans(), seed=st.integers(0, 2**31), data=st.data())
 def test_mean_around_median_takes_the_nearest_values(n, size, twins, seed, data):
     f = data.draw(st.integers(0, (n - 1) // 2))

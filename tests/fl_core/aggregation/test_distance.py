@@ -13,7 +13,7 @@ from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.gram import distances_to, relative_gram, squared_distances
 from fl_core.training.native import library
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 seeds = st.integers(0, 2**31)
 
 

@@ -30,7 +30,7 @@ NEVER_A_MEAN = {"sign_majority"}
 # What these do even to updates that all agree: noise, and the smallest entries cut away.
 UNCHANGED = {"flame": {"noise": 0.0}, "lasa": {"sparsity": 0.0}}
 
-several = settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+several = settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 seeds = st.integers(0, 2**31)
 
 

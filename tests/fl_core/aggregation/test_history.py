@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fl_core.aggregation import ServerView, history, make_rule
 from fl_core.aggregation.history import hessian_product
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 
 
 def foolsgold_by_loops(sums: np.ndarray) -> np.ndarray:

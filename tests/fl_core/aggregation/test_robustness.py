@@ -77,7 +77,7 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", KAPPA)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     n=st.integers(5, 10),
     size=st.integers(1, 6),

@@ -10,7 +10,7 @@ from scipy.stats import trim_mean
 from fl_core.aggregation import ServerView, make_rule
 from fl_core.aggregation.gram import squared_distances
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 cases = given(st.integers(3, 15), st.integers(1, 30), st.integers(0, 2**31))
 
 

@@ -10,7 +10,7 @@ from sklearn.cluster import MeanShift, estimate_bandwidth
 from fl_core.aggregation import ServerView, make_rule
 from fl_core.aggregation.base import round_generator
 
-quick = settings(deadline=None, max_examples=30)
+quick = settings(max_examples=30)
 cases = given(st.integers(3, 12), st.integers(4, 60), st.integers(0, 2**31))
 
 

@@ -9,7 +9,7 @@ from scipy.stats import trim_mean
 
 from fl_core.aggregation import ServerView, make_rule
 
-quick = settings(deadline=None, max_examples=40)
+quick = settings(max_examples=40)
 
 
 @quick

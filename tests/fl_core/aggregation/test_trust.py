@@ -10,7 +10,7 @@ from fl_core.aggregation import GivenTrust, ServerView, TrustWeighting, make_rul
 from fl_core.aggregation import trust as trust_module
 from fl_core.aggregation.trust import CLIPS
 
-quick = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @quick

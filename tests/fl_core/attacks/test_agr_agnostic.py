@@ -58,7 +58,7 @@ CASES = {
 
 @pytest.mark.parametrize("kind", PERTURBATIONS)
 @pytest.mark.parametrize("name", GAMMAS)
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(**CASES)
 def test_the_constraint_holds_at_gamma_and_fails_beyond(name, kind, honest_clients, size, scale, offset, seed):
     rows = scale * (offset + np.random.default_rng(seed).standard_normal((honest_clients, size)))

@@ -81,7 +81,7 @@ def play(attack: Attack, rounds, malicious: Tensor, knows_all, seed: int = 0, de
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("variant", VARIANTS, ids=label)
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(derandomize=True, max_examples=25)
 @given(federation=federations())
 def test_every_attack_works_for_any_number_of_clients_attackers_and_parameters(
     variant, device, knows_all, federation

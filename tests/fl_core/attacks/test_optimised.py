@@ -24,7 +24,7 @@ def attacked(name: str, updates: Tensor, f: int, adversary: AdversaryView | None
     )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 9), st.data())
 def test_fang_trims_values_lie_beyond_the_honest_extreme_against_the_honest_way(n, data):
     f = data.draw(st.integers(1, n - 1))

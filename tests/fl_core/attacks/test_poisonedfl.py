@@ -108,7 +108,7 @@ def test_critical_values_are_the_authors_at_the_four_sizes_of_their_script(size,
     assert binomial_tail(critical, size) <= 0.01 < binomial_tail(critical - 1, size)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.integers(0, 3000), st.data())
 def test_the_binomial_tail_is_scipys(trials, data):
     successes = data.draw(st.integers(0, trials))

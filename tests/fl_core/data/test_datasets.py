@@ -51,7 +51,7 @@ def random_set(channels: int = 1, samples: int = 12, **parts: object) -> Dataset
     return Dataset(**(fields | parts))
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from([1, 3]), st.integers(1, 6), st.integers(1, 5), st.integers(0, 255), st.integers(0, 2**32 - 1))
 def test_moments_are_those_of_the_train_sides_pixels(channels, height, width, spread, seed):
     # Spread 0 are constant channels, which are not scaled.

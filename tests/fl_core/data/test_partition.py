@@ -27,7 +27,7 @@ def assert_exact_cover(shards: list[np.ndarray], samples: int) -> None:
     assert sorted(i for shard in shards for i in shard.tolist()) == list(range(samples))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 40), st.integers(0, 200), seeds)
 def test_iid_gives_every_sample_to_exactly_one_client_in_shards_of_equal_size(clients, more, seed):
     samples = clients + more
@@ -38,7 +38,7 @@ def test_iid_gives_every_sample_to_exactly_one_client_in_shards_of_equal_size(cl
     assert max(sizes) - min(sizes) <= 1
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 6), st.integers(120, 400), st.integers(2, 10), st.floats(0.5, 1e4), st.integers(1, 5), seeds)
 def test_dirichlet_gives_every_sample_to_exactly_one_client_and_honours_the_minimum(
     clients, samples, classes, alpha, minimum, seed
@@ -148,7 +148,7 @@ def test_every_registered_partition_is_tested_here():
 
 
 @samples_or_groups
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(clients=st.integers(1, 6), samples=st.integers(200, 400), classes=st.integers(2, 8), seed=seeds)
 def test_every_partition_gives_each_sample_to_one_client_and_keeps_groups_whole(
     name, grouped, clients, samples, classes, seed
@@ -212,7 +212,7 @@ def test_iid_of_groups_differs_by_one_group_at_most():
     assert sorted(len(np.unique(groups[shard])) for shard in shards) == [12, 12, 12, 13, 13]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 10), seeds)
 def test_by_group_differs_by_the_largest_group_at_most(clients, seed):
     # Each group goes to the smallest client, so nobody is ever ahead of anybody by more than one group.
@@ -242,7 +242,7 @@ def test_label_skew_of_two_balanced_classes_gives_each_client_exactly_the_share_
     assert (table.argmax(axis=1) == 0).sum() == clients // 2 or q == 0.5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(2, 6), st.integers(1, 3), st.sampled_from([0.6, 0.8, 0.9]), seeds)
 def test_label_skew_of_balanced_classes_gives_equal_shards_with_a_share_of_at_least_q(classes, times, q, seed):
     labels = np.repeat(np.arange(classes), 60 * times)

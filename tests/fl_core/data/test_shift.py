@@ -53,7 +53,7 @@ def test_blur_is_the_normalised_gaussian_of_three_by_three_pixels():
     assert np.count_nonzero(blurred) == 9
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.floats(0.05, 5), st.floats(-3, 3), st.integers(0, 1000))
 def test_blur_keeps_constants_and_what_lies_between_the_extremes(blur, value, seed):
     constant = torch.full((2, 3, 6, 6), value)

@@ -14,7 +14,7 @@ def splits(seed: int = 0, **sizes: int) -> Splits:
     return make_splits(load_dataset("digits"), np.random.default_rng(seed), **sizes)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(4, 400), st.integers(1, 400), st.integers(0, 2**32 - 1))
 def test_the_five_parts_are_disjoint_and_cover_the_data_set(root, validation, seed):
     drawn = splits(seed, root=root, validation=validation)
@@ -76,7 +76,7 @@ def test_of_single_samples_the_parts_are_consecutive_pieces_of_the_interleaved_c
         assert getattr(drawn, part).tolist() == sorted(piece)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60), st.integers(0, 2**32 - 1))
 def test_interleaved_classes_are_balanced_in_every_prefix_and_end_with_one_of_each(labels, seed):
     labels = np.array(labels)
@@ -108,7 +108,7 @@ def grouped(people: int = 60, seed: int = 0, test: int = 10, classes: int = 3) -
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(30, 90), st.integers(4, 60), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_no_group_stands_in_two_parts_and_sizes_are_as_asked(people, root, validation, seed):
     dataset = grouped(people, seed)
@@ -156,7 +156,7 @@ def test_root_and_validation_data_come_from_a_tenth_of_the_groups_each_where_tha
     assert len(drawn.clients) == 10 * (1000 - 200)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(counts=st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), seed=st.integers(0, 2**31))
 def test_halves_share_every_class_and_hold_everybody_once(counts, seed):
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))

@@ -11,7 +11,7 @@ def network() -> nn.Sequential:
     return make_network("small_cnn", (1, 8, 8), 10)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(1, 8), st.booleans(), st.integers(0, 2**31))
 def test_unpack_and_pack_are_each_others_inverse(models, local_batchnorm, seed):
     layout = ParameterLayout(network(), local_batchnorm=local_batchnorm)
@@ -25,7 +25,7 @@ def test_unpack_and_pack_are_each_others_inverse(models, local_batchnorm, seed):
     assert sum(tensor[0].numel() for tensor in tensors.values()) == layout.num_shared + layout.num_local
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(st.booleans(), st.integers(0, 1000))
 def test_initial_vectors_load_back_into_an_equal_network(local_batchnorm, seed):
     source = make_network("small_cnn", (1, 8, 8), 10, seed)
