@@ -229,28 +229,35 @@ def heterogeneities_of(rows: Iterable[Row]) -> list[str]:
 
 
 def main(path: str, rule: str) -> None:
-    """Prints the paired comparison of a rule to every other: ``python -m agents.statistics results.csv RULE``."""
+    """Prints the paired comparison of a rule to every other: ``python -m agents.statistics results.csv RULE``.
+
+    Over all attacks together, and for each heterogeneity and share of attackers by itself; environments and numbers of
+    clients are scenarios like attacks.
+    """
     try:
-        every = read_results(Path(path), ("rule", "seed", "malicious_fraction", "test_accuracy"))
+        rows = read_results(Path(path), ("rule", "seed", "malicious_fraction", "test_accuracy"))
     except OSError as error:
         sys.exit(f"cannot read {path}: {error.strerror}; give the results.csv of a directory that evaluate.py wrote")
     except ValueError as error:
         sys.exit(str(error))
-    rows = [row for row in every if (row["malicious_fraction"] or 0) > 0]
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     if rule not in rules:
-        sys.exit(f"no rule {rule!r} under attack in {path}; there are: {', '.join(rules) or 'none'}")
+        sys.exit(f"no rule {rule!r} in {path}; there are: {', '.join(rules) or 'none'}")
     print(
-        f"{rule} minus another rule under attack, points of test accuracy, with 95 % bootstrap intervals over seeds;\n"
+        f"{rule} minus another rule, points of test accuracy, with 95 % bootstrap intervals over seeds;\n"
         "P: probability that a run of it is better"
     )
-    for kind in ["all", *heterogeneities_of(rows)]:
-        chosen = [row for row in rows if kind in ("all", row["heterogeneity"])]
+    groups = {"all, malicious": [row for row in rows if row["malicious_fraction"]]}
+    for row in rows:
+        malicious = f"{100 * row['malicious_fraction']:g} % malicious" if row["malicious_fraction"] else "no attack"
+        groups.setdefault(f"{row['heterogeneity']}, {malicious}", []).append(row)
+    wide, widest = (max(map(len, names)) for names in (groups, rules))
+    for name, chosen in groups.items():
         for other in rules:
-            if other != rule:
-                ours, theirs = paired_scores(chosen, rule, other, "test_accuracy", 100)
-                better = probability_of_improvement(ours, theirs) if ours.size else nan
-                print(f"  {kind:>13}  {other:>24}  {estimate(ours - theirs)!s:>24}  P {better:.2f}")
+            ours, theirs = paired_scores(chosen, rule, other, "test_accuracy", 100)
+            if other != rule and ours.size:
+                better = probability_of_improvement(ours, theirs)
+                print(f"  {name:>{wide}}  {other:>{widest}}  {estimate(ours - theirs)!s:>24}  P {better:.2f}")
 
 
 if __name__ == "__main__":

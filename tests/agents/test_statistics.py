@@ -208,6 +208,33 @@ def test_the_command_prints_paired_differences_with_intervals_or_names_the_rules
     assert missing.stderr.startswith(f"cannot read {path}: No such file")
 
 
+def test_the_command_tells_shares_of_attackers_and_heterogeneities_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lead = {(0.0, "0.5"): 1, (0.3, "0.5"): 2, (0.6, "0.5"): 4, (0.3, "0.1"): 8}
+    rows = [
+        row(
+            rule,
+            seed,
+            heterogeneity=alpha,
+            malicious_fraction=fraction,
+            test_accuracy=0.5 + points / 100 * (rule == "a"),
+        )
+        for (fraction, alpha), points in lead.items()
+        for rule in ("a", "b")
+        for seed in (0, 1)
+    ]
+    main(str(write(tmp_path / "results.csv", rows)), "a")
+    told = [line.split("  b")[0].strip() + line.split("  b")[1] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [" ".join(line.split()) for line in told] == [
+        "all, malicious 4.67 [4.67, 4.67] P 1.00",
+        "0.5, no attack 1.00 [1.00, 1.00] P 1.00",
+        "0.5, 30 % malicious 2.00 [2.00, 2.00] P 1.00",
+        "0.5, 60 % malicious 4.00 [4.00, 4.00] P 1.00",
+        "0.1, 30 % malicious 8.00 [8.00, 8.00] P 1.00",
+    ]
+
+
 HEADER = "rule,seed,heterogeneity,malicious_fraction,test_accuracy"
 
 
@@ -224,8 +251,8 @@ HEADER = "rule,seed,heterogeneity,malicious_fraction,test_accuracy"
         (f"{HEADER}\na,0,0.5,0.3,0.9\na,1,0.5,0.".encode(), ", line 3, is damaged: it has another number of fields"),
         (f"{HEADER}\na,0,0.5,0.3,0.9,7\n".encode(), ", line 2, is damaged: it has another number of fields"),
         (f"{HEADER}\na,0,0.5,0.3,good\n".encode(), ", line 2, is damaged: could not convert string to float: 'good'"),
-        (f"{HEADER}\na,0,0.5,0.0,0.9\n".encode(), "no rule 'a' under attack in .*there are: none"),
-        (f"{HEADER}\na,0,0.5,,0.9\n".encode(), "no rule 'a' under attack in .*there are: none"),
+        (f"{HEADER}\nb,0,0.5,0.3,0.9\n".encode(), "no rule 'a' in .*there are: b"),
+        (f"{HEADER}\n".encode(), "no rule 'a' in .*there are: none"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "is no table: "),
         (f"{HEADER}\na,0,0.5,0.3,\xff\n".encode("latin-1"), "is no table: "),
     ],

@@ -113,6 +113,7 @@ def test_more_attackers_are_told_as_they_were_measured() -> None:
         key = f"α {row['α']}, {row['malicious']} malicious"
         of, best, floor = (measured[rule][key] for rule in (row["rule"].strip("`"), *names[3:]))
         assert row["regret"] == interval(of, "regret")
+        assert row["to `anchored_oracle`"] == interval(of, "regret to anchored oracle")
         assert bare(row["worst attack's"]) == shown(of["worst regret"])
         assert row["below `root_only`, worst attack"] == shown(-of["above root only, worst attack"])
         share = (of["accuracy"] - floor["accuracy"]) / (best["accuracy"] - floor["accuracy"])
