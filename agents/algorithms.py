@@ -142,6 +142,13 @@ def read_hyperparams(name: str, env_id: str, *, warm_started: bool, file: Path |
         due = _unfit(name, key, value)
         if due is not None:
             raise ValueError(f"{path}: {key} must be {due}, got {value!r}{yaml_hint(value)}")
+    dropped = entry.get("top_quantiles_to_drop_per_net", 2)  # the class's own
+    quantiles = (entry.get("policy_kwargs") or {}).get("n_quantiles", _POLICY_DEFAULTS["tqc"]["n_quantiles"])
+    if name == "tqc" and quantiles is not None and dropped >= quantiles:
+        raise ValueError(
+            f"{path}: top_quantiles_to_drop_per_net must be less than n_quantiles={quantiles}, got {dropped}: "
+            "no target would be left"
+        )
     return Hyperparams(
         n_envs=int(entry.get("n_envs", 1)),
         noise_std=float(entry.get("noise_std", 0)),

@@ -44,6 +44,11 @@ def check_spaces(observation_space: spaces.Space[Any], action_space: spaces.Spac
             "the observation must be Box((N, F)), or Dict(clients=Box((N, F)), mask=MultiBinary(N)), not flattened; "
             f"got {observation_space}"
         )
-    if not isinstance(action_space, spaces.Box) or action_space.shape != clients.shape[:1]:
+    of_trust = (
+        isinstance(action_space, spaces.Box)
+        and action_space.shape == clients.shape[:1]
+        and bool((action_space.low == -1).all() and (action_space.high == 1).all())
+    )
+    if not of_trust:
         raise ValueError(f"the action must be Box(-1, 1, ({clients.shape[0]},)), a value a client; got {action_space}")
     return clients.shape[1]

@@ -14,7 +14,8 @@ from agents.observations import AsItIs, check_spaces, clients_and_mask
 from agents.policies import NO_GSDE, architecture_of
 from agents.trust_net import ActionValueNet, Architecture, TrustNet
 
-# An exploration scale outside exp(-5) .. 1 is a breakdown: no noise at all, or nothing else.
+# An exploration scale outside exp(-5) .. 1 is a breakdown: no noise at all, or nothing else. The parameter itself is
+# kept there after every step: behind a clamp, a step that overshoots would leave it without a gradient to come back by.
 _LOG_STD_MIN, _LOG_STD_MAX = -5.0, 0.0
 
 NO_GAUSSIAN = (
@@ -52,7 +53,14 @@ class TrustActor(BasePolicy):
         self.trust_net = TrustNet(architecture, check_spaces(observation_space, action_space))
         self.action_dist = None if distribution is None else make_distribution(distribution)
         if self.action_dist is not None:
+            if not _LOG_STD_MIN <= log_std_init <= _LOG_STD_MAX:
+                raise ValueError(f"log_std_init must lie in [{_LOG_STD_MIN}, {_LOG_STD_MAX}], got {log_std_init}")
             self.log_std = nn.Parameter(torch.full((1,), float(log_std_init)))
+
+    def keep_scale_in_bounds(self, *_: Any) -> None:
+        """To be called after every step of the optimiser."""
+        if self.action_dist is not None:
+            self.log_std.data.clamp_(_LOG_STD_MIN, _LOG_STD_MAX)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> Tensor:
         """Actions (B, N)."""
@@ -180,6 +188,7 @@ class OffPolicyAttentionPolicy(BasePolicy):
         self.follow()
         for part in (self.actor, self.critic):
             part.optimizer = self.optimizer_class(part.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
+        self.actor.optimizer.register_step_post_hook(self.actor.keep_scale_in_bounds)
 
     @property
     def trust_net(self) -> TrustNet:

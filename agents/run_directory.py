@@ -16,8 +16,11 @@ HYPERPARAMS = "hyperparams.yml"
 # Held by the process that trains.
 LOCK = ".lock"
 
-# A run may be made longer; and the command that began it is not the one that resumes it.
-_MAY_CHANGE = ("timesteps", "command")
+# A run may be made longer, its data may lie elsewhere, and the command that began it is not the one that resumes it.
+_MAY_CHANGE = ("timesteps", "command", "data_dir", "download")
+
+# What tells the settings of a run from another program's config.json.
+_OF_A_RUN = {"algo", "timesteps", "seed"}
 
 
 def check_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> None:
@@ -36,6 +39,7 @@ def check_run(directory: Path, config: Mapping[str, Any], *, resume: bool, overw
                 f"{directory} holds no {CONFIG}, so it is not a run directory; it is not deleted: "
                 "give another --run-dir"
             )
+        read_config(directory)
         if not overwrite:
             raise ValueError(f"{directory} exists already; give --resume to continue it or --overwrite to delete it")
 
@@ -99,7 +103,7 @@ def read_config(directory: Path) -> dict[str, Any]:
     """The settings of the run in a directory.
 
     Raises:
-        ValueError: There is no run, or its ``config.json`` is damaged.
+        ValueError: There is no run, or its ``config.json`` is damaged or another program's.
     """
     path = directory / CONFIG
     if not path.is_file():
@@ -108,8 +112,11 @@ def read_config(directory: Path) -> dict[str, Any]:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it is no JSON object")
+    if not isinstance(config, dict) or not config.keys() >= _OF_A_RUN:
+        raise ValueError(
+            f"{path} is not that of a run: it lacks {', '.join(sorted(_OF_A_RUN - {*config}))}; nothing in {directory} "
+            "is changed: give another --run-dir"
+        )
     return config
 
 

@@ -12,7 +12,7 @@ from agents.console import LOG_FORMATS
 from agents.deployed import CARD, load_policy
 from agents.run_directory import CONFIG, HYPERPARAMS, START, read_config
 from agents.warm_start import KINDS
-from fl_core.registry import check_known
+from fl_core.registry import check_fields, check_known
 from optigrad_env.scenarios import make_scenarios
 
 # How a run is called and shown, which changes nothing in it.
@@ -95,6 +95,7 @@ class TrainingSettings:
 
         Not in ``__post_init__``: tyro would take the error for one of parsing, and print a box of its own around it.
         """
+        check_fields(self)
         check_algorithm(self.algo)
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)

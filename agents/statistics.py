@@ -151,19 +151,22 @@ def score_matrix(rows: Iterable[Row], column: str, scale: float = 1.0) -> tuple[
     values = {(row["seed"], task_of(row)): row.get(column) for row in rows}
     known = {key: scale * float(value) for key, value in values.items() if value is not None and not isnan(value)}
     seeds, tasks = (list(dict.fromkeys(key[i] for key in known)) for i in (0, 1))
-    while seeds and tasks:
-        holes = [(seed, task) for seed in seeds for task in tasks if (seed, task) not in known]
-        if not holes:
-            break
-        worst_seed = max(seeds, key=lambda seed: sum(hole[0] == seed for hole in holes))
-        worst_task = max(tasks, key=lambda task: sum(hole[1] == task for hole in holes))
-        by_seed, by_task = (sum(hole[i] == worst for hole in holes) for i, worst in enumerate((worst_seed, worst_task)))
-        if by_seed / len(tasks) >= by_task / len(seeds):
-            seeds.remove(worst_seed)
+    matrix = np.array([[known.get((seed, task), nan) for task in tasks] for seed in seeds], dtype=np.float64)
+    matrix = matrix.reshape(len(seeds), len(tasks))
+    holes = np.isnan(matrix)
+    rows_left, tasks_left = np.ones(len(seeds), dtype=bool), np.ones(len(tasks), dtype=bool)
+    while holes.any():
+        by_seed, by_task = holes.sum(axis=1), holes.sum(axis=0)
+        seed, task = by_seed.argmax(), by_task.argmax()
+        if by_seed[seed] / tasks_left.sum() >= by_task[task] / rows_left.sum():
+            rows_left[seed], holes[seed] = False, False
         else:
-            tasks.remove(worst_task)
-    matrix = np.array([[known[seed, task] for task in tasks] for seed in seeds], dtype=np.float64)
-    return matrix.reshape(len(seeds), len(tasks)), seeds, tasks
+            tasks_left[task], holes[:, task] = False, False
+    kept = [
+        [one for one, left in zip(names, flags, strict=True) if left]
+        for names, flags in ((seeds, rows_left), (tasks, tasks_left))
+    ]
+    return matrix[rows_left][:, tasks_left], kept[0], kept[1]
 
 
 def paired_scores(rows: Sequence[Row], rule: str, other: str, column: str, scale: float = 1.0) -> tuple[Scores, Scores]:

@@ -28,8 +28,9 @@ class Architecture:
     heads: int = 4
 
     def __post_init__(self) -> None:
-        if min(self.width, self.depth, self.heads) < 1 or self.width % self.heads:
-            raise ValueError(f"width, depth and heads must be positive and heads divide width, got {self}")
+        sizes: tuple[object, ...] = (self.width, self.depth, self.heads)  # may come from a file
+        if not all(isinstance(size, int) and size > 0 for size in sizes) or self.width % self.heads:
+            raise ValueError(f"width, depth and heads must be positive whole numbers, heads divide width, got {self}")
 
 
 class Trunk(nn.Module):

@@ -39,23 +39,25 @@ class WorkerVecEnv(VecEnv):
         # Not `fork`: it copies locks that other threads hold.
         context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
         context.set_forkserver_preload([__name__, "optigrad_env"])  # PyTorch is imported once, not in every worker
-        self._remotes: list[Connection] = []
+        self._workers: list[_Worker] = []
         self.processes: list[Any] = []
         for make in makers:
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(theirs, CloudpickleWrapper(make)), daemon=True)  # type: ignore[attr-defined]
             process.start()
             theirs.close()
-            self._remotes.append(ours)
+            self._workers.append(_Worker(ours))
             self.processes.append(process)
         try:
-            described = [_answer(remote) for remote in self._remotes]
+            described = _answers(self._workers)
         except BaseException:
             self.close()
             raise
-        sizes = [size for size, _, _ in described]
+        sizes = [size for size, *_ in described]
         self._first = np.cumsum([0, *sizes])
-        super().__init__(sum(sizes), *described[0][1:])
+        _, metadata, *spaces = described[0]
+        super().__init__(sum(sizes), *spaces)
+        self.metadata = metadata
 
     def reset(self) -> VecEnvObs:
         """See ``FederationVecEnv.reset``."""
@@ -69,12 +71,12 @@ class WorkerVecEnv(VecEnv):
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         """Sends each worker its actions."""
-        for remote, share in zip(self._remotes, self._shares(), strict=True):
-            _send(remote, "step_as", np.asarray(actions[share]))
+        for worker, share in zip(self._workers, self._shares(), strict=True):
+            worker.ask("step_as", np.asarray(actions[share]))
 
     def step_wait(self) -> VecEnvStepReturn:
         """See ``FederationVecEnv.step_wait``."""
-        answers = _answers(self._remotes)
+        answers = _answers(self._workers)
         observations, rewards, dones, infos, reset_infos = zip(*answers, strict=True)
         self.reset_infos = [info for share in reset_infos for info in share]
         return (
@@ -86,7 +88,7 @@ class WorkerVecEnv(VecEnv):
 
     def saved_states(self) -> list[Any]:
         """See ``FederationVecEnv.saved_states``."""
-        workers = range(len(self._remotes))
+        workers = range(len(self._workers))
         return [state for share in self._ask(workers, "saved_states", [()] * len(workers)) for state in share]
 
     def load_saved_states(self, states: Sequence[Any]) -> None:
@@ -98,8 +100,8 @@ class WorkerVecEnv(VecEnv):
 
     def close(self) -> None:
         """Ends the workers; one in the middle of a step ends when it wants to answer."""
-        for remote in self._remotes:
-            remote.close()
+        for worker in self._workers:
+            worker.close()
         for process in self.processes:
             process.join()
 
@@ -130,20 +132,20 @@ class WorkerVecEnv(VecEnv):
 
     def _ask_envs(self, indices: VecEnvIndices, name: str, *args: Any, **kwargs: Any) -> list[Any]:
         """Calls a method that takes ``indices`` in the workers that have them; answers in the order of the indices."""
-        wanted = [int(i) % self.num_envs for i in self._get_indices(indices)]
+        wanted = [range(self.num_envs)[int(i)] for i in self._get_indices(indices)]
         owners = [int(owner) for owner in np.searchsorted(self._first, wanted, side="right") - 1]
         asked = sorted(set(owners))
         for owner in asked:
             own = [i - int(self._first[owner]) for i, o in zip(wanted, owners, strict=True) if o == owner]
-            _send(self._remotes[owner], name, *args, **kwargs, indices=own)
-        answers = _answers([self._remotes[owner] for owner in asked])
+            self._workers[owner].ask(name, *args, **kwargs, indices=own)
+        answers = _answers([self._workers[owner] for owner in asked])
         found = {owner: iter(answer or ()) for owner, answer in zip(asked, answers, strict=True)}
         return [next(found[owner], None) for owner in owners]
 
     def _ask(self, owners: Sequence[int], name: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         for owner, args in zip(owners, arguments, strict=True):
-            _send(self._remotes[owner], name, *args)
-        return _answers([self._remotes[owner] for owner in owners])
+            self._workers[owner].ask(name, *args)
+        return _answers([self._workers[owner] for owner in owners])
 
 
 class _Share:
@@ -173,17 +175,17 @@ def _work(remote: Connection, make: CloudpickleWrapper) -> None:
         try:
             envs = make.var()
         except Exception as error:
-            remote.send(_failure(error))
+            remote.send((0, _failure(error)))
             return
         share = _Share(envs)
-        remote.send((envs.num_envs, envs.observation_space, envs.action_space))
+        remote.send((0, (envs.num_envs, envs.metadata, envs.observation_space, envs.action_space)))
         while True:
-            name, args, kwargs = remote.recv()
+            number, name, args, kwargs = remote.recv()
             try:
                 answer = getattr(share, name)(*args, **kwargs)
             except Exception as error:
                 answer = _failure(error)
-            remote.send(answer)
+            remote.send((number, answer))
 
 
 class _Failure:
@@ -198,29 +200,39 @@ def _failure(error: Exception) -> _Failure:
     return _Failure(error)
 
 
-def _answer(remote: Connection) -> Any:
-    (answer,) = _answers([remote])
-    return answer
+class _Worker:
+    """The main process's end of a worker.
+
+    Questions are numbered: an answer that nobody waited for, because Ctrl-C came first, is not taken for the next one.
+    """
+
+    def __init__(self, remote: Connection) -> None:
+        self._remote, self._asked = remote, 0  # unasked, a worker says what its environments are
+
+    def ask(self, name: str, *args: Any, **kwargs: Any) -> None:
+        self._asked += 1
+        try:
+            self._remote.send((self._asked, name, args, kwargs))
+        except BrokenPipeError:
+            raise RuntimeError(_DEAD) from None
+
+    def answer(self) -> Any:
+        try:
+            while True:
+                number, answer = self._remote.recv()
+                if number == self._asked:
+                    return answer
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError(_DEAD) from None
+
+    def close(self) -> None:
+        self._remote.close()
 
 
-def _answers(remotes: Sequence[Connection]) -> list[Any]:
+def _answers(workers: Sequence[_Worker]) -> list[Any]:
     """One answer from each worker. All are taken before a failure is raised, so that none is left for the next call."""
-    answers = [_receive(remote) for remote in remotes]
+    answers = [worker.answer() for worker in workers]
     for answer in answers:
         if isinstance(answer, _Failure):
             raise answer.error
     return answers
-
-
-def _send(remote: Connection, name: str, *args: Any, **kwargs: Any) -> None:
-    try:
-        remote.send((name, args, kwargs))
-    except BrokenPipeError:
-        raise RuntimeError(_DEAD) from None
-
-
-def _receive(remote: Connection) -> Any:
-    try:
-        return remote.recv()
-    except (EOFError, ConnectionResetError):
-        raise RuntimeError(_DEAD) from None

@@ -101,8 +101,9 @@ def trial_score(trial: optuna.Trial, arguments: Arguments) -> float:
 
 def main(arguments: Arguments) -> optuna.Study:
     """Runs the trials and prints the best settings."""
-    if arguments.trials < 1:
-        raise ValueError(f"trials must be at least 1, got {arguments.trials}")
+    for name in ("trials", "timesteps", "episodes"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
     torch.set_num_threads(1)
     if arguments.study is not None:
         arguments.study.parent.mkdir(parents=True, exist_ok=True)

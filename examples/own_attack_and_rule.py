@@ -5,13 +5,14 @@ python examples/own_attack_and_rule.py
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from agents.evaluation import Grid, run_grid, summarise
 from fl_core.aggregation import Aggregate, Rule, ServerView, register_rule
-from fl_core.attacks import AdversaryView, Attack, register_attack
+from fl_core.attacks import AdversaryView, Attack, Knowledge, register_attack
 
 
 @register_attack("echo")
@@ -19,6 +20,7 @@ from fl_core.attacks import AdversaryView, Attack, register_attack
 class Echo(Attack):
     """All malicious clients send the first honest client's update, several times over."""
 
+    knows: ClassVar[Knowledge] = Knowledge.HONEST_UPDATES
     factor: float = 3.0
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:

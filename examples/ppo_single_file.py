@@ -82,6 +82,8 @@ def main(arguments: Arguments) -> list[float]:
     check_known("environment without a mask", [arguments.env_id], ENVIRONMENTS)
     if arguments.rollout < 2 or min(arguments.num_envs, arguments.minibatch, arguments.epochs) < 1:
         raise ValueError(f"rollout must be at least 2, num_envs, minibatch and epochs at least 1; got {arguments}")
+    if (arguments.run_dir / "config.json").exists():
+        raise ValueError(f"{arguments.run_dir} is a run of train_agent.py, whose policy would be lost; give another")
     torch.set_num_threads(1)
     torch.manual_seed(arguments.seed)
     envs = gym.make_vec(

@@ -162,8 +162,8 @@ class Federation:
         malicious = self.malicious[self.participants]
         attacking = self.scenario.under_attack(self.attack, self.round) and bool(malicious.any())
         trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
-        # A copy, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
-        # honest training and the clients' own BatchNorm lie.
+        # Copies, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
+        # honest training and the clients' own BatchNorm lie; and that there is a slice would say that nobody attacks.
         updates, reference = trained[:-1], trained[-1].clone()
         see = partial(self.server_view, reference)
         if attacking:
@@ -177,6 +177,8 @@ class Federation:
                 clients=self.participants,
             )
             updates = receive(self.attack(updates, malicious, adversary), self.layout.num_shared)
+        else:
+            updates = updates.clone()
         return Round(see(updates), malicious, attacking, self.participants)
 
     def _draw_participants(self) -> Tensor:

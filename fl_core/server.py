@@ -8,6 +8,7 @@ what was received, and fingerprints it.
 import copy
 from collections.abc import Collection, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -135,11 +136,7 @@ class RootServer:
             ValueError: No messages, or not one client of its own for each; the round has not begun then.
         """
         updates = receive(messages, self.layout.num_shared, self.global_model.device)
-        senders = None if clients is None else torch.tensor(list(clients), dtype=torch.int64)
-        if senders is not None and (len(senders) != len(updates) or len(senders.unique()) != len(senders)):
-            raise ValueError(
-                f"clients must be {len(updates)} different numbers, one a message, got {list(clients or ())}"
-            )
+        senders = None if clients is None else _numbers(clients, len(updates))
         size = self._training.steps * self._training.batch_size
         picks = cyclic(torch.arange(len(self._simulator.labels)), size, self._batches)
         picks = picks.view(1, self._training.steps, self._training.batch_size)
@@ -151,6 +148,11 @@ class RootServer:
             objective=self._objective,
             learning_rate=self._training.learning_rate,
         )
+        if not reference.isfinite().all():
+            raise ValueError(
+                "the reference update that was trained on the root data is not finite; is the learning rate "
+                f"{self._training.learning_rate} too large, or the global model broken?"
+            )
         self._local = local[0]
         return ServerView(
             updates, self.global_model, reference[0], self._local, self.round, self._fingerprinter, senders
@@ -186,9 +188,26 @@ class RootServer:
         network.load_state_dict({name: value[0] for name, value in tensors.items()}, strict=False)
 
 
+def _numbers(clients: Any, count: int) -> Tensor:
+    """The clients' numbers (N,) int64; a ValueError unless there is one of its own for each of ``count`` messages."""
+    given = clients.tolist() if hasattr(clients, "tolist") else list(clients)
+    numbers = [int(one) for one in given if isinstance(one, Integral) and -(2**63) <= int(one) < 2**63]
+    if len(numbers) < len(given) or len(given) != count or len({*numbers}) != count:
+        raise ValueError(
+            f"clients must be {count} different whole numbers below 2**63, one a message, got {given}; give clients "
+            "with other names, or larger ones, a number each, and keep it"
+        )
+    return torch.tensor(numbers)
+
+
 def _check_kinds(network: object, objective: object, training: object, seed: int) -> None:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise ValueError(f"network must be a torch module with parameters, got {network!r}")
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ValueError(f"{first} and {name} of the network are one tensor: a model has each parameter once")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise ValueError(

@@ -10,6 +10,7 @@ from gymnasium.utils import RecordConstructorArgs
 from fl_core.checkpoint import check_state
 from fl_core.registry import check_known, check_types
 from optigrad_env.env import Action, federated
+from optigrad_env.wrappers import ClientObservation, RoundRecorder
 
 Stage = tuple[str, int]
 
@@ -34,13 +35,18 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
         stages: Ids and numbers of this environment's steps, at least 1, in order.
 
     Raises:
-        ValueError: Another package's environment, an unknown id, a number of steps below 1, or an id with another kind
-            of observation.
+        ValueError: Another package's environment, an unknown id, a number of steps below 1, an id with another kind
+            of observation, or a wrapper inside this one that changes what is seen: it would be the target's alone.
     """
 
     def __init__(self, env: gym.Env[Any, Action], stages: Sequence[Stage]) -> None:
         _check_pairs(stages)
         target = federated(env)
+        inner = env
+        while isinstance(inner, gym.Wrapper):
+            if isinstance(inner, (ClientObservation, RoundRecorder)):
+                raise ValueError(f"Curriculum goes inside {type(inner).__name__}, whose place is around all stages")
+            inner = inner.env
         RecordConstructorArgs.__init__(self, stages=[list(stage) for stage in stages])
         super().__init__(env)
         self._target, self._spec = env, super().spec

@@ -164,6 +164,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         super().reset(seed=seed)
         scenario = self.scenarios.sample(self.np_random, options)
         self._check(scenario)
+        self._round = None  # what cannot be drawn is found out half way: the old episode does not go on then
         self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))

@@ -26,10 +26,18 @@ def pages() -> dict[str, str]:
 
 
 def write(directory: Path) -> None:
-    """Writes all pages; a page of an id that is no more is deleted."""
+    """Writes all pages; a page of an id that is no more is deleted.
+
+    Raises:
+        ValueError: A file that was not written by this program has the name of a page; nothing is changed.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     wanted = pages()
-    for old in directory.glob("*.md"):
+    ours = {old for old in directory.glob("*.md") if old.read_bytes().startswith(_NOTE.encode())}
+    for name in wanted:
+        if (directory / name).exists() and directory / name not in ours:
+            raise ValueError(f"{directory / name} was not written by this program: give a folder of the pages' own")
+    for old in ours:
         if old.name not in wanted:
             old.unlink()
     for name, text in wanted.items():
@@ -106,3 +114,5 @@ if __name__ == "__main__":
         write(folder)
     except OSError as error:
         sys.exit(f"cannot write pages to {folder}: {error.strerror}")
+    except ValueError as error:
+        sys.exit(str(error))

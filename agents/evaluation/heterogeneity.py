@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 from fl_core.data import partition_names
@@ -33,7 +34,7 @@ def parse_heterogeneity(word: str | float) -> Heterogeneity:
         word: Such as ``0.1``, ``"iid"``, ``"label_skew_90"``, ``"by_group"``.
 
     Raises:
-        ValueError: No such partition, or a share above 100 %.
+        ValueError: No such partition, an α out of range, or a share above 100 %.
     """
     text = str(word)
     try:
@@ -41,6 +42,8 @@ def parse_heterogeneity(word: str | float) -> Heterogeneity:
     except ValueError:
         pass
     else:
+        if not 0 < alpha < inf:
+            raise ValueError(f"heterogeneity {text!r}: a Dirichlet alpha is greater than 0 and finite; or give iid")
         return Heterogeneity(f"{alpha:g}", alpha)
     skewed = re.fullmatch(r"label_skew_(\d{1,3})", text)
     if skewed:

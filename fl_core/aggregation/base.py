@@ -264,6 +264,15 @@ def fall_back(view: ServerView) -> Aggregate:
     return Aggregate(view.reference, weights, root_weight=1.0)
 
 
+def check_remembered(rule: str, remembered: int, updates: Tensor) -> None:
+    """Raises a ValueError, if a rule that remembers a model of so many parameters gets updates (N, P) of another."""
+    if remembered != updates.shape[1]:
+        raise ValueError(
+            f"{rule} remembers a model of {remembered} parameters and got updates of {updates.shape[1]}; call reset() "
+            "between federations"
+        )
+
+
 def round_generator(seed: int, view: ServerView) -> torch.Generator:
     """The random stream of a rule in one round: a function of the rule's seed and the round number."""
     return Streams(seed).torch(Purpose.RULE, view.round)

@@ -6,7 +6,7 @@ from math import inf
 import torch
 from torch import Tensor
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule, weighted_mean
+from fl_core.aggregation.base import Aggregate, Rule, check_remembered, register_rule, weighted_mean
 from fl_core.aggregation.gram import distances_to, relative_gram
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_factors, median, norms
@@ -107,11 +107,7 @@ class CenteredClipping(Rule):
         """See ``Rule.aggregate``; raises ValueError if the last round's updates had another length."""
         updates = view.accepted
         centre = torch.zeros_like(updates[0]) if self._memory.centre is None else self._memory.centre
-        if len(centre) != updates.shape[1]:
-            raise ValueError(
-                f"centered_clipping remembers an aggregate of {len(centre)} parameters and got updates of "
-                f"{updates.shape[1]}; call reset() between federations"
-            )
+        check_remembered("centered_clipping", len(centre), updates)
         for _ in range(self.iterations):
             distances = distances_to(updates, centre)
             radius = median(distances) if self.radius is None else torch.tensor(self.radius, dtype=torch.float64)

@@ -8,7 +8,7 @@ from sklearn.cluster import AgglomerativeClustering
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule, round_generator
+from fl_core.aggregation.base import Aggregate, Rule, check_remembered, register_rule, round_generator
 from fl_core.aggregation.selection import larger_of, mean_of
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import norms
@@ -78,6 +78,7 @@ class _Past:
     """
 
     pool: Tensor | None = None
+    size: int = 0
     rows: deque[Tensor] = field(default_factory=lambda: deque(maxlen=_ROUNDS))
     training: _Training | None = None
     trained: int = 0
@@ -144,7 +145,10 @@ class FLGuard(Rule):
         """See ``Rule.aggregate``."""
         past, generator = self._past, round_generator(self.seed, view)
         size = view.accepted.shape[1]
-        if past.pool is None:
+        if past.pool is not None:
+            check_remembered("flguard", past.size, view.accepted)
+        else:
+            past.size = size
             past.pool = torch.randperm(size, generator=generator)[:_POOL] if size > _POOL else torch.arange(size)
         rows = view.accepted[:, past.pool].double().cpu()
         past.rows.append(rows)

@@ -6,7 +6,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, round_generator, weighted_mean
+from fl_core.aggregation.base import (
+    Aggregate,
+    Rule,
+    check_remembered,
+    fall_back,
+    register_rule,
+    round_generator,
+    weighted_mean,
+)
 from fl_core.aggregation.clusters import gap_clusters, k_means
 from fl_core.aggregation.gram import cosines
 from fl_core.aggregation.selection import mean_of
@@ -56,6 +64,8 @@ class FoolsGold(Rule):
         """See ``Rule.aggregate``."""
         largest = torch.finfo(view.accepted.dtype).max
         clients = view.accepted_clients.tolist()
+        for known in self._sums.of.values():
+            check_remembered("foolsgold", len(known), view.accepted)
         for client, row in zip(clients, view.accepted, strict=True):
             before = self._sums.of.get(client)
             # Cut, because a client may send numbers whose sum over rounds is infinite.
@@ -150,6 +160,8 @@ class FLDetector(Rule):
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
         past, clients = self._past, view.accepted_clients.tolist()
+        if past.aggregate is not None:
+            check_remembered("fldetector", len(past.aggregate), view.accepted)
         step, found = self._step(view), set[int]()
         if step is not None and past.steps:
             past.scores = [*past.scores, self._errors(view, clients, step)][-self.window :]

@@ -92,6 +92,7 @@ class BestOfK(Rule):
         if "best_of_k" in self.rules:
             raise ValueError("best_of_k: rules cannot contain best_of_k itself")
         object.__setattr__(self, "_made", tuple(self._make(name) for name in self.rules))
+        object.__setattr__(self, "by_client", any(rule.by_client for rule in self._made))  # known only now
 
     def _make(self, name: str) -> Rule:
         told = {"num_byzantine": self.num_byzantine} if takes_num_byzantine(name) else {}

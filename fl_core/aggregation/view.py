@@ -8,10 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from fl_core.fingerprint.fingerprint import Fingerprint, Fingerprinter
 from fl_core.fingerprint.geometry import norms
+
+# What a message may be of. PyTorch has others that cannot be turned into float32.
+_NUMBERS = (
+    *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool),
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,10 +156,7 @@ def receive(
         device = next((message.device for message in sent if _readable(message)), None)
     missing = torch.full((num_parameters,), float("nan"), device=device)
     return torch.stack(
-        [
-            message.detach().to(missing) if _fits(message, (num_parameters,)) and not message.is_complex() else missing
-            for message in sent
-        ]
+        [message.detach().to(missing) if _fits(message, (num_parameters,)) else missing for message in sent]
     )
 
 
@@ -164,14 +167,19 @@ def _as_tensor(message: Any) -> Any:
     return torch.tensor(np.ascontiguousarray(message, dtype=message.dtype.newbyteorder("=")))
 
 
-def _fits(message: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
+def _fits(message: Any, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> bool:
     return _readable(message) and message.shape == shape and dtype in (None, message.dtype)
 
 
 def _readable(message: object) -> bool:
-    """Whether a message is an ordinary tensor: dense, and with numbers behind it."""
+    """Whether a message is an ordinary tensor: dense, and with numbers behind it.
+
+    A subclass is not: its methods would be called in whatever is done with the matrix that it becomes a row of.
+    """
     return (
         isinstance(message, Tensor)
+        and type(message) in (Tensor, nn.Parameter)
         and message.layout == torch.strided
-        and not (message.is_meta or message.is_quantized or message.is_nested)
+        and message.dtype in _NUMBERS
+        and not (message.is_meta or message.is_nested)
     )

@@ -132,8 +132,9 @@ class EdgeCase(Backdoor):
     Checked against: the distances, and that test and training use the same definition.
 
     The malicious clients pool their rare samples and repeat them; where they hold none of the source class, nothing is
-    poisoned. The paper finds rare samples by the density of their features, or takes them from another data set. The
-    update is boosted as in model replacement, which the paper has as an option.
+    poisoned, and what they send is a boosted honest update. The paper finds rare samples by the density of their
+    features, or takes them from another data set. The update is boosted as in model replacement, which the paper has
+    as an option.
 
     Attributes:
         source: Class whose rare samples are relabelled.

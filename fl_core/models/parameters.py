@@ -116,7 +116,8 @@ def _entries(network: nn.Module, local_batchnorm: bool) -> Iterator[Entry]:
         for name, parameter in module.named_parameters(recurse=False):
             yield Entry(prefix + name, parameter.shape, trainable=True, shared=shared)
         for name, buffer in module.named_buffers(recurse=False):
-            if buffer.is_floating_point():
+            # One that is not saved with the model is no part of it, but a constant.
+            if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
                 yield Entry(prefix + name, buffer.shape, trainable=False, shared=shared)
 
 

@@ -8,13 +8,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import inf
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fl_core.models.parameters import ParameterLayout
-from fl_core.registry import check_known
+from fl_core.registry import check_fields, check_known
 from fl_core.training.compiled import CompiledEngine
 from fl_core.training.linear import LinearEngine
 from fl_core.training.native import NativeEngine, is_built
@@ -36,12 +37,13 @@ class LocalTraining:
     learning_rate: float = 0.15
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
         if self.batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (BatchNorm needs two samples), got {self.batch_size}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be greater than 0, got {self.learning_rate}")
+        if not 0 < self.learning_rate < inf:
+            raise ValueError(f"learning_rate must be greater than 0 and finite, got {self.learning_rate}")
 
 
 class Engine(Protocol):

@@ -36,6 +36,10 @@ class SequentialEngine:
                 )
         self._network = copy.deepcopy(network)
         self._layout = layout
+        # Counters, which a layout leaves out and training moves: a client begins with the network's, not with those
+        # of the client before.
+        state = copy.deepcopy(network.state_dict())
+        self._counters = {name: value for name, value in state.items() if not value.is_floating_point()}
 
     @torch.enable_grad()
     def train(
@@ -60,7 +64,7 @@ class SequentialEngine:
     ) -> tuple[Tensor, Tensor]:
         network = self._network.to(shared).train()
         start = {name: value[0] for name, value in self._layout.unpack(shared[None], local[None]).items()}
-        network.load_state_dict(start, strict=False)
+        network.load_state_dict({**self._counters, **start}, strict=False)
         anchored = [e.name for e in self._layout.shared if e.trainable]
         optimizer = torch.optim.SGD(network.parameters(), lr=learning_rate)
         for x, y in zip(images, labels, strict=True):

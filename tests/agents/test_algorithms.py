@@ -270,3 +270,27 @@ def test_a_vector_of_environments_with_masks_hands_on_what_each_of_them_shows() 
     assert dones.all()
     np.testing.assert_array_equal(infos[1]["terminal_observation"]["clients"], expected["clients"])
     np.testing.assert_array_equal(infos[1]["terminal_observation"]["mask"], expected["mask"])
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-2, 2)])
+def test_an_action_box_that_would_cut_trust_off_is_refused(algorithm: Any, low: float, high: float) -> None:
+    policy, told, settings = PLAIN[algorithm]
+    env = gym.wrappers.RescaleAction(MaskedBandit(4), low, high)
+    with pytest.raises(ValueError, match=r"the action must be Box\(-1, 1, \(4,\)\)"):
+        algorithm(policy, env, policy_kwargs={**SMALL, **told}, device="cpu", **settings)
+
+
+def test_an_exploration_scale_that_has_met_its_bound_comes_back() -> None:
+    model = SAC(OffPolicyAttentionPolicy, MaskedBandit(4), policy_kwargs=SMALL, device="cpu")
+    actor: Any = model.policy.actor
+    for sign, bound in ((-1, 0.0), (1, -5.0), (-1, 0.0)):
+        for _ in range(200):
+            actor.optimizer.zero_grad()
+            (sign * actor._scale().sum()).backward()
+            for group in actor.optimizer.param_groups:
+                group["lr"] = 0.1
+            actor.optimizer.step()
+        assert actor.log_std.item() == bound
+    with pytest.raises(ValueError, match=r"log_std_init must lie in \[-5.0, 0.0\], got 0.5"):
+        SAC(OffPolicyAttentionPolicy, MaskedBandit(4), policy_kwargs={**SMALL, "log_std_init": 0.5}, device="cpu")

@@ -110,6 +110,9 @@ def test_a_file_of_settings_that_does_not_fit_is_refused_by_name(
         ("ppo", "policy_kwargs: {log_std_init: a}", "log_std_init must be a finite number, got 'a'"),
         ("sac", "policy_kwargs: {n_critics: 0}", "n_critics must be .*, got 0"),
         ("ppo", "learning_rate: -1.0", "does not fit ppo: .*-1.0"),
+        ("tqc", "top_quantiles_to_drop_per_net: 25", "top_quantiles_to_drop_per_net must be less than n_quantiles=25"),
+        ("tqc", "policy_kwargs: {n_quantiles: 2}", "must be less than n_quantiles=2, got 2: no target would be left"),
+        ("ppo", "policy_kwargs: {architecture: {width: '64'}}", "must be positive whole numbers"),
         ("ppo", "learning_rate: lin_3e-4", "does not fit ppo: .*lin_3e-4"),
     ],
 )

@@ -172,3 +172,22 @@ def test_a_place_where_no_run_can_be_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="cannot make the run directory"):
         lock_run(tmp_path / "file" / "run")
+
+
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[]", "{"])
+@pytest.mark.parametrize("flag", ["resume", "overwrite"])
+def test_another_programs_folder_is_neither_taken_over_nor_deleted(tmp_path: Path, content: str, flag: str) -> None:
+    (tmp_path / CONFIG).write_text(content)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    before = contents(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"config\.json is (not that of a run: it lacks algo, seed, timesteps|damaged)"
+    ):
+        open_run(tmp_path, SETTINGS, **{"resume": False, "overwrite": False, flag: True})
+    assert contents(tmp_path) == before
+
+
+def test_a_run_whose_data_have_moved_may_be_resumed(tmp_path: Path) -> None:
+    directory = a_run(tmp_path / "run", data_dir="before", download=False)
+    open_run(directory, {**SETTINGS, "data_dir": "after", "download": True}, resume=True, overwrite=False)
+    assert json.loads((directory / CONFIG).read_text())["data_dir"] == "after"

@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 import gymnasium as gym
@@ -228,3 +229,25 @@ def test_ppo_with_the_attention_policy_learns_on_it(processes: int) -> None:
     assert lengths == [2, 2]
     assert len(returns) == 2
     envs.close()
+
+
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one() -> None:
+    """Ctrl-C between the question and its answer: the workers have played the step, and this side has not seen it."""
+    actions = np.zeros((2, 2, 3), np.float32)
+    actions[1] = 1
+    with closing(make(processes=2, count=2, rounds=6)) as envs, closing(make(count=2, rounds=6)) as whole:
+        for each in (envs, whole):
+            each.seed(5)
+            each.reset()
+        envs.step_async(actions[0])
+        assert envs.get_attr("rounds") == [6, 6]
+        whole.step(actions[0])
+        np.testing.assert_array_equal(envs.step(actions[1])[0], whole.step(actions[1])[0])
+
+
+def test_what_a_vec_env_says_of_itself_is_the_same_over_processes(workers: WorkerVecEnv) -> None:
+    with closing(make(count=1)) as one:
+        assert workers.metadata == one.metadata
+    assert workers.get_attr("rounds", [-1]) == [2]
+    with pytest.raises(IndexError):
+        workers.get_attr("rounds", [3])

@@ -12,7 +12,7 @@ from fl_core.aggregation import Aggregate, make_rule
 from fl_core.data import load_dataset
 from fl_core.models import make_network
 from fl_core.server import RootServer
-from fl_core.training import make_objective
+from fl_core.training import LocalTraining, make_objective
 
 DIGITS = load_dataset("digits")
 ROOT = DIGITS.train[:60]
@@ -107,8 +107,15 @@ def test_a_bad_message_costs_its_sender_the_weight_and_not_the_round():
     ("messages", "clients", "message"),
     [
         ([], None, "no client has sent a message"),
-        (normal(3, 1874), [0, 1], r"clients must be 3 different numbers, one a message, got \[0, 1\]"),
-        (normal(3, 1874), [0, 1, 1], r"clients must be 3 different numbers, one a message, got \[0, 1, 1\]"),
+        (
+            normal(3, 1874),
+            [0, 1],
+            r"clients must be 3 different whole numbers below 2\*\*63, one a message, got \[0, 1\];",
+        ),
+        (normal(3, 1874), [0, 1, 1], r"clients must be 3 different whole numbers.*, got \[0, 1, 1\]"),
+        (normal(3, 1874), [0.2, 1.7, 2.9], r"clients must be 3 different whole numbers.*, got \[0\.2, 1\.7, 2\.9\]"),
+        (normal(3, 1874), ["a", "b", "c"], "clients must be 3 different whole numbers.*other names.*a number each"),
+        (normal(3, 1874), [2**63 + 5, 7, 9], "clients must be 3 different whole numbers below"),
     ],
 )
 def test_a_round_that_cannot_begin_leaves_the_server_as_it_was(messages, clients, message):
@@ -288,4 +295,37 @@ def test_what_is_no_update_is_not_applied(aggregate, message):
     with pytest.raises(ValueError, match=message):
         server.apply(aggregate)
     assert torch.equal(server.global_model, before)
+    assert server.round == 0
+
+
+def small(*layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_buffer_that_is_not_saved_with_the_model_is_no_part_of_it():
+    class Shift(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("by", torch.ones(1), persistent=False)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images + self.by
+
+    server = a_server(network=small(Shift()))
+    assert len(server.global_model) == 650
+    view = server.view(normal(3, 650))
+    assert view.fingerprint.observation.isfinite().all()
+
+
+def test_a_parameter_that_two_layers_share_is_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.Linear(64, 10))
+    network[3].weight = network[1].weight
+    with pytest.raises(ValueError, match=r"1\.weight and 3\.weight of the network are one tensor"):
+        a_server(network=network)
+
+
+def test_a_reference_that_training_has_blown_up_ends_no_round_in_silence():
+    server = a_server(training=LocalTraining(learning_rate=1e30))
+    with pytest.raises(ValueError, match=r"reference update .* is not finite; is the learning rate 1e\+30 too large"):
+        server.view(normal(3, len(server.global_model)))
     assert server.round == 0

@@ -10,6 +10,7 @@ from gymnasium.envs.registration import EnvSpec
 
 from optigrad_env import OptiGradEnv
 from optigrad_env.curriculum import Curriculum
+from optigrad_env.wrappers import FeatureDropout, RoundRecorder
 
 TINY: dict[str, Any] = {"num_clients": 3, "rounds": 4, "local_steps": 1, "batch_size": 8}
 STAGES = [("OptiGrad/Softmax-v0", 6), ("OptiGrad/Quadratic-v0", 3)]
@@ -114,3 +115,10 @@ def test_the_spec_of_a_curriculum_survives_json_and_is_the_targets_in_every_stag
     copy = gym.make(EnvSpec.from_json(env.spec.to_json()))
     np.testing.assert_equal(copy.reset(seed=1), env.reset(seed=1))
     assert played(copy, 10) == played(env, 10)
+
+
+@pytest.mark.parametrize("wrap", [lambda env: FeatureDropout(env, probability=0.5), RoundRecorder])
+def test_a_wrapper_that_only_the_target_would_have_is_refused(wrap: Any) -> None:
+    with pytest.raises(ValueError, match=r"Curriculum goes inside (FeatureDropout|RoundRecorder)"):
+        Curriculum(wrap(OptiGradEnv(**TINY)), STAGES)
+    wrap(Curriculum(OptiGradEnv(**TINY), STAGES)).reset(seed=0)

@@ -378,3 +378,14 @@ def test_an_environment_like_another_weighs_trust_as_that_does() -> None:
     assert other.federation.config.weighting == env.federation.config.weighting
     assert other.spec is not None
     assert other.spec.id == "OptiGrad/Quadratic-v0"
+
+
+def test_after_a_reset_that_failed_half_way_the_old_episode_does_not_go_on() -> None:
+    env = OptiGradEnv(num_clients=5, rounds=6)
+    env.reset(seed=0, options={"attack": "sign_flip", "malicious_fraction": 0.4})
+    with pytest.raises(ValueError, match="root"):
+        env.reset(options={"attack": "none", "root_size": 10**6})
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(5, np.float32))
+    env.reset(seed=0)
+    env.step(np.zeros(5, np.float32))

@@ -198,7 +198,7 @@ def test_a_flag_that_contradicts_the_run_is_refused_naming_it(arguments: Trainin
 
 @pytest.mark.parametrize("name", ["hyperparams", "data_dir"])
 def test_a_path_in_a_runs_settings_that_is_none_is_told(name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps({name: 5}))
+    (tmp_path / "config.json").write_text(json.dumps({"algo": "ppo", "timesteps": 1, "seed": 0, name: 5}))
     with pytest.raises(ValueError, match=rf"config\.json is damaged: {name} must be a path or null, got 5"):
         settings_of_run(tmp_path)
 

@@ -49,6 +49,10 @@ def test_cells_have_names_of_their_own_that_are_file_names(make_grid: Callable[.
 
 def test_an_attacks_options_reach_it_and_held_out_goes_by_its_name(make_grid: Callable[..., Grid]) -> None:
     assert parse_attack("sign_flip:scale=3,colluding=true") == ("sign_flip", {"scale": 3, "colluding": True})
+    nested = parse_attack("on_off:attack=alie,options={z: 1, jitter: [0.1, 2]},honest_rounds=1")[1]
+    assert nested == {"attack": "alie", "options": {"z": 1, "jitter": [0.1, 2]}, "honest_rounds": 1}
+    with pytest.raises(ValueError, match="option 'scale' is given twice"):
+        parse_attack("sign_flip:scale=3,scale=5")
     grid = make_grid(attacks=("sign_flip:colluding=true", "ipm:epsilon=2"), malicious_fractions=(0.4,))
     attacks = [cell.scenario().make_attack() for cell in grid.cells()]
     assert vars(attacks[0])["colluding"] is True
@@ -283,3 +287,9 @@ def test_a_rule_that_reads_no_feature_has_no_control_with_shuffled_ones(make_gri
     assert "shapley (features shuffled)" in labels
     assert "root_cosine (features shuffled)" not in labels
     assert "root_cosine (root labels shuffled)" in labels
+
+
+@pytest.mark.parametrize("word", ["inf", "nan", "0", "-1"])
+def test_an_alpha_that_no_partition_can_have_is_refused_before_anything_is_run(word: str) -> None:
+    with pytest.raises(ValueError, match=f"heterogeneity '{word}': a Dirichlet alpha is greater than 0 and finite"):
+        parse_heterogeneity(word)

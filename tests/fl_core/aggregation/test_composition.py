@@ -170,3 +170,5 @@ def test_a_rule_that_remembers_clients_stands_behind_steps_that_keep_them_apart(
     for name in (f"bucketing+{rule}", f"bucketing+nnm+{rule}"):
         with pytest.raises(ValueError, match="remembers clients, and Bucketing mixes them anew"):
             make_rule(name)
+    with pytest.raises(ValueError, match="BestOfK remembers clients, and Bucketing"):
+        make_rule("bucketing+best_of_k", rules=("fedavg", rule))

@@ -195,3 +195,15 @@ def test_two_rules_of_one_kind_share_no_memory(name):
 def test_impossible_settings_are_refused_by_name(name, options, message):
     with pytest.raises(ValueError, match=f"{name}: {message}"):
         make_rule(name, **options)
+
+
+@pytest.mark.parametrize("name", ["foolsgold", "fldetector", "flguard", "centered_clipping"])
+@pytest.mark.parametrize("after", [4, 9])
+def test_a_rule_that_remembers_another_model_asks_for_a_reset(name, after):
+    rule = make_rule(name)
+    rule(ServerView(torch.randn(5, 6, generator=torch.Generator().manual_seed(0))))
+    other = ServerView(torch.randn(5, after, generator=torch.Generator().manual_seed(1)))
+    with pytest.raises(ValueError, match=rf"{name} remembers a model of 6 parameters and got updates of {after}; call"):
+        rule(other)
+    rule.reset()
+    assert rule(other).update.shape == (after,)

@@ -157,3 +157,14 @@ def test_messages_bring_no_gradient_along_in_whatever_form_they_come():
     messages = torch.ones(3, 5, requires_grad=True)
     for form in (messages, list(messages), [2 * row for row in messages]):
         assert not receive(form, 5).requires_grad
+
+
+class Shouts(torch.Tensor):
+    """A message whose methods run wherever the matrix is used that it is a row of."""
+
+
+@pytest.mark.parametrize("message", [torch.zeros(P).as_subclass(Shouts), torch.empty(P, dtype=torch.uint16)])
+def test_a_message_of_another_class_or_kind_costs_its_sender_the_weight(message):
+    received = receive([torch.ones(P), message], P)
+    assert type(received) is torch.Tensor
+    assert ServerView(received).rejected.tolist() == [False, True]

@@ -419,3 +419,25 @@ def test_an_unknown_engine_lists_the_names():
         ValueError, match="unknown engine 'warp'; there are: sequential, stacked, native, linear, compiled, auto"
     ):
         case.engine("warp")
+
+
+def test_counters_of_a_network_begin_anew_for_every_client():
+    """Without a momentum BatchNorm averages over the batches that its counter has counted."""
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4, momentum=None),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, CLASSES),
+    )
+    layout = ParameterLayout(network, local_batchnorm=False)
+    engine = make_engine("sequential", network, layout)
+    shared, local = layout.initial(network)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 2, 8, 1, 8, 8, generator=generator).expand(3, -1, -1, -1, -1, -1)
+    labels = torch.arange(16).view(1, 2, 8).expand(3, -1, -1) % CLASSES
+    arguments = {"objective": make_objective("fedavg"), "learning_rate": 0.1}
+    updates, _ = engine.train(shared, local.repeat(3, 1), images, labels, **arguments)
+    again, _ = engine.train(shared, local.repeat(3, 1), images, labels, **arguments)
+    assert torch.equal(updates[0].expand(3, -1), updates)
+    assert torch.equal(again, updates)
