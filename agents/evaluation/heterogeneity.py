@@ -43,7 +43,7 @@ def parse_heterogeneity(word: str | float) -> Heterogeneity:
         pass
     else:
         if not 0 < alpha < inf:
-            raise ValueError(f"heterogeneity {text!r}: a Dirichlet alpha is greater than 0 and finite; or give iid")
+            raise ValueError(f"heterogeneity: a Dirichlet alpha must be greater than 0 and finite (or iid), got {text}")
         return Heterogeneity(f"{alpha:g}", alpha)
     skewed = re.fullmatch(r"label_skew_(\d{1,3})", text)
     if skewed:

@@ -152,6 +152,9 @@ def receive(
         messages = messages.detach()
         return messages if device is None else messages.to(device)
     sent = [_as_tensor(message) for message in messages]
+    if not isinstance(messages, Tensor):
+        # Methods of a client's own class would run in whatever is done with the matrix that its message is a row of.
+        sent = [message if type(message) in (Tensor, nn.Parameter) else None for message in sent]
     if device is None:
         device = next((message.device for message in sent if _readable(message)), None)
     missing = torch.full((num_parameters,), float("nan"), device=device)
@@ -172,13 +175,9 @@ def _fits(message: Any, shape: tuple[int, ...], dtype: torch.dtype | None = None
 
 
 def _readable(message: object) -> bool:
-    """Whether a message is an ordinary tensor: dense, and with numbers behind it.
-
-    A subclass is not: its methods would be called in whatever is done with the matrix that it becomes a row of.
-    """
+    """Whether a message is an ordinary tensor: dense, and with numbers behind it."""
     return (
         isinstance(message, Tensor)
-        and type(message) in (Tensor, nn.Parameter)
         and message.layout == torch.strided
         and message.dtype in _NUMBERS
         and not (message.is_meta or message.is_nested)

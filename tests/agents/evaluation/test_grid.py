@@ -291,5 +291,7 @@ def test_a_rule_that_reads_no_feature_has_no_control_with_shuffled_ones(make_gri
 
 @pytest.mark.parametrize("word", ["inf", "nan", "0", "-1"])
 def test_an_alpha_that_no_partition_can_have_is_refused_before_anything_is_run(word: str) -> None:
-    with pytest.raises(ValueError, match=f"heterogeneity '{word}': a Dirichlet alpha is greater than 0 and finite"):
+    with pytest.raises(
+        ValueError, match=rf"a Dirichlet alpha must be greater than 0 and finite \(or iid\), got {word}"
+    ):
         parse_heterogeneity(word)

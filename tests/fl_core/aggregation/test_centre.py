@@ -91,7 +91,7 @@ def test_centered_clipping_converges_to_the_mean_when_nothing_is_cut():
 def test_centered_clipping_refuses_updates_of_another_federation():
     rule = make_rule("centered_clipping")
     rule(view(draw(3, 4, 0)))
-    with pytest.raises(ValueError, match=r"remembers an aggregate of 4 parameters and got updates of 5; call reset"):
+    with pytest.raises(ValueError, match=r"remembers a model of 4 parameters and got updates of 5; call reset"):
         rule(view(draw(3, 5, 0)))
 
 
