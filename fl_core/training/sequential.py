@@ -38,8 +38,8 @@ class SequentialEngine:
         self._layout = layout
         # Counters, which a layout leaves out and training moves: a client begins with the network's, not with those
         # of the client before.
-        state = copy.deepcopy(network.state_dict())
-        self._counters = {name: value for name, value in state.items() if not value.is_floating_point()}
+        buffers = dict(copy.deepcopy(network).named_buffers())
+        self._counters = {name: value for name, value in buffers.items() if not value.is_floating_point()}
 
     @torch.enable_grad()
     def train(
