@@ -2,9 +2,10 @@
 
 import csv
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from agents.statistics import estimate, paired_scores, read_results
@@ -194,3 +195,99 @@ def test_how_far_the_closest_rule_is_behind_on_fashion_mnist_is_told_as_it_was_m
     (near, spread), (far, other_spread) = told
     sentence = f"the closest is `shapley`, by {near} points {spread} at α 0.5 and {far} {other_spread} at 0.1"
     assert sentence in " ".join(RESULTS.split())
+
+
+def regrets(name: str, rule: str, alpha: str, fraction: float, column: str = "regret") -> dict[str, dict[float, float]]:
+    """By attack and seed, in points."""
+    found: dict[str, dict[float, float]] = {}
+    for row in read_results(ROOT / "results" / name / "results.csv"):
+        if (row["rule"], row["heterogeneity"], row["malicious_fraction"]) == (rule, alpha, fraction):
+            found.setdefault(row["attack"], {})[row["seed"]] = 100 * row[column]
+    return found
+
+
+def is_told(text: str, sentence: str) -> bool:
+    return sentence in " ".join(text.split())
+
+
+def mean(values: Iterable[float]) -> float:
+    return float(np.mean([*values]))
+
+
+def test_what_the_attacks_that_search_do_on_fashion_mnist_is_told_as_it_was_measured() -> None:
+    searching = ("optimised_ipm", "policy_aware")
+    plain, anchored = (
+        regrets("held_out_fashion_mnist", "optigradtrust", "0.5", 0.3, column)
+        for column in ("regret", "regret_anchored")
+    )
+
+    def told(of: dict[str, dict[float, float]]) -> list[tuple[str, str]]:
+        found = [estimate(np.array([[value] for value in of[attack].values()])) for attack in searching]
+        return [(shown(each.value), f"[{shown(each.low)}, {shown(each.high)}]") for each in found]
+
+    (ipm, near), (aware, around) = told(plain)
+    assert [sum(value > 0 for value in plain[attack].values()) for attack in searching] == [8, 9]
+    assert is_told(
+        RESULTS, f"by {ipm} points {near} and {aware} {around} on average, in eight and nine of the ten seeds"
+    )
+    assert is_told(
+        README, f"{ipm} points {near} and {aware} {around} behind the oracle, in eight and nine of ten seeds"
+    )
+    worst = [shown(max(plain[attack].values())) for attack in searching]
+    assert is_told(RESULTS, f"in seed 44 by {worst[0]} and {worst[1]}.")
+    assert is_told(README, f"in one by {worst[0]} and {worst[1]}.")
+    (ipm, near), (aware, around) = told(anchored)
+    assert is_told(RESULTS, f"behind by {ipm} {near} and {aware} {around} under those two")
+    others = {attack: mean(value for seed, value in of.items() if seed != 37) for attack, of in plain.items()}
+    first, second = (shown(others[attack]) for attack in searching)
+    average = shown(mean(others.values()))
+    assert is_told(RESULTS, f"put it {first} and {second} points behind, and the mean over all attacks is {average}.")
+
+
+def test_what_a_majority_does_on_digits_is_told_as_it_was_measured() -> None:
+    shares, most, lost = {}, {}, {}
+    for alpha, fraction in (("0.5", 0.45), ("0.5", 0.6), ("0.1", 0.45), ("0.1", 0.6)):
+        ours, root = (regrets("held_out_majority", rule, alpha, fraction) for rule in ("optigradtrust", "root_only"))
+        below = np.array([ours[attack][seed] - root[attack][seed] for attack in ours for seed in ours[attack]])
+        shares[alpha, fraction] = f"{100 * (below > 1e-9).mean():.1f}"
+        most[alpha, fraction] = below.max()
+        lost[alpha, fraction] = sorted((mean(of.values()) for of in ours.values()), reverse=True)
+    assert shares["0.5", 0.45] == "0.0"
+    largest = shown(max(most["0.5", 0.6], most["0.1", 0.6]))
+    both = f"in {shares['0.5', 0.6]} and {shares['0.1', 0.6]} % of the runs with 60 %, by {largest} points at most"
+    fewer = f"in {shares['0.1', 0.45]} % of those with 45 % at α 0.1, by {shown(most['0.1', 0.45])}."
+    assert is_told(RESULTS, f"{both}, and {fewer}")
+    behind = {case: sum(value > 1e-9 for value in values) for case, values in lost.items()}
+    assert (behind["0.1", 0.45], behind["0.1", 0.6]) == (0, 0)
+    assert is_told(
+        RESULTS, f"under {behind['0.5', 0.45]} of the 27 attacks with 45 %, and under {behind['0.5', 0.6]} with"
+    )
+    first, second, third, fourth, fifth, *_ = map(shown, lost["0.5", 0.6])
+    assert is_told(
+        RESULTS,
+        f"{first} points under `zero`, {second} under `optimised_alie`, {third} under `policy_aware`, {fourth} under "
+        f"`optimised_ipm`, {fifth} at most under the others.",
+    )
+
+
+def test_near_relatives_of_train_attacks_make_no_difference_on_digits() -> None:
+    near = ("on_off", "late_onset", "ipm", "ipm_small", "optimised_ipm", "dynamic_label_flip")
+    largest = []
+    for alpha in ("0.5", "0.1"):
+        found = regrets("held_out", "optigradtrust", alpha, 0.3)
+        means = {attack: mean(of.values()) for attack, of in found.items()}
+        others = [value for attack, value in means.items() if attack not in near]
+        assert len(others) == len(means) - len(near) == 21
+        assert abs(mean(others) - mean(means.values())) < 0.1
+        largest += [max(of.values()) for of in found.values()]
+    assert is_told(README, f"in a single seed the policy loses {shown(max(largest))} points at most.")
+
+
+def test_root_data_alone_ends_the_same_in_both_runs_on_digits() -> None:
+    for alpha in ("0.5", "0.1"):
+        one, other = (
+            regrets(name, "root_only", alpha, fraction, "test_accuracy")["alie"]
+            for name, fraction in (("held_out", 0.3), ("held_out_majority", 0.45))
+        )
+        assert len(other) == 10
+        assert other == {seed: one[seed] for seed in other}

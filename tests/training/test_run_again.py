@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -16,15 +15,7 @@ from agents.callbacks import RoundCurves
 from agents.settings import TrainingSettings, settings_of_run
 from train_agent import main, parse
 
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
-
-
-def timesteps(directory: Path) -> list[int]:
-    with np.load(directory / "evaluations.npz") as kept:
-        result: list[int] = kept["timesteps"].tolist()
-    return result
+from .runs import contents, timesteps
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, at: int) -> None:

@@ -24,17 +24,9 @@ from agents.settings import TrainingSettings
 from fl_core.aggregation import TrustWeighting
 from train_agent import main, parse
 
+from .runs import contents, timesteps
+
 ROOT = Path(train_agent.__file__).parent
-
-
-def timesteps(directory: Path) -> list[int]:
-    with np.load(directory / "evaluations.npz") as kept:
-        result: list[int] = kept["timesteps"].tolist()
-    return result
-
-
-def contents(directory: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
 def test_a_run_leaves_everything_that_evaluation_resuming_and_curves_need(

@@ -4,7 +4,6 @@ In double precision, where the native engine hands over to the stacked one; test
 """
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -12,77 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fl_core.models import ParameterLayout
-from fl_core.models.networks import small_cnn
-from fl_core.training import Engine, engine_names, make_engine, make_objective, native, objective_names
+from fl_core.training import engine_names, make_engine, make_objective, native, objective_names
 
-CLASSES = 4
+from .cases import CLASSES, Case, assert_close, make_case
+
 # The linear engine runs none of the networks here; it has test_linear.py. The compiled one would compile in every test;
 # it has test_compiled.py.
 ENGINES = [
     name for name in engine_names() if name not in ("linear", "compiled") and (name != "native" or native.is_built())
 ]
-
-
-@dataclass
-class Case:
-    """A network, its clients' batches and some images to score, all random."""
-
-    network: nn.Module
-    layout: ParameterLayout
-    shared: Tensor
-    local: Tensor
-    images: Tensor
-    labels: Tensor
-    held_out: Tensor
-
-    def engine(self, name: str) -> Engine:
-        return make_engine(name, self.network, self.layout)
-
-    def train(self, name: str, objective: str = "fedbn_prox", mu: float = 0.3) -> tuple[Tensor, Tensor]:
-        return self.engine(name).train(
-            self.shared,
-            self.local,
-            self.images,
-            self.labels,
-            objective=make_objective(objective, mu),
-            learning_rate=0.1,
-        )
-
-    def models(self) -> tuple[Tensor, Tensor]:
-        """A different model in each row."""
-        offsets = torch.randn(len(self.local), self.layout.num_shared, generator=torch.Generator().manual_seed(9))
-        return self.shared + 0.05 * offsets.to(self.shared).abs(), self.local
-
-
-def make_case(
-    clients: int = 3,
-    *,
-    steps: int = 5,
-    batch: int = 6,
-    channels: int = 1,
-    hidden: int | None = None,
-    local_batchnorm: bool = True,
-    dtype: torch.dtype = torch.float64,
-    network: nn.Module | None = None,
-) -> Case:
-    generator = torch.Generator().manual_seed(clients + 10 * batch + channels)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(1)
-        network = network or small_cnn((channels, 8, 8), CLASSES, channels=(3, 4), hidden=hidden)
-    network.to(dtype)
-    layout = ParameterLayout(network, local_batchnorm=local_batchnorm)
-    shared, local = layout.initial(network)
-    # Every client begins with a BatchNorm of its own; positive, because some of it are variances.
-    spread = torch.rand(clients, layout.num_local, generator=generator, dtype=dtype)
-    return Case(
-        network,
-        layout,
-        shared,
-        local + spread,
-        torch.randn(clients, steps, batch, channels, 8, 8, generator=generator, dtype=dtype),
-        torch.randint(CLASSES, (clients, steps, batch), generator=generator),
-        torch.randn(11, channels, 8, 8, generator=generator, dtype=dtype),
-    )
 
 
 def by_hand(case: Case, client: int, mu: float, learning_rate: float = 0.1) -> tuple[Tensor, Tensor]:
@@ -106,11 +43,6 @@ def by_hand(case: Case, client: int, mu: float, learning_rate: float = 0.1) -> t
                 p.sub_(learning_rate * p.grad)
     shared, local = case.layout.initial(network)
     return shared - case.shared, local
-
-
-def assert_close(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], atol: float) -> None:
-    for a, b in zip(one, other, strict=True):
-        torch.testing.assert_close(a, b, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("objective", objective_names())
@@ -295,122 +227,6 @@ def test_a_shared_variance_that_an_attacker_pushed_below_zero_counts_as_zero(nam
     torch.testing.assert_close(
         engine.logits(hostile, case.local, case.held_out), engine.logits(zero, case.local, case.held_out)
     )
-
-
-class Residual(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + x.relu()
-
-
-def around(*layers: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * 8 * 8, CLASSES))
-
-
-@pytest.mark.parametrize(
-    ("network", "culprit"),
-    [
-        (Residual(), "Residual"),
-        (around(nn.Conv2d(1, 2, 3, padding=1), nn.GELU()), "GELU"),
-        (around(nn.Conv2d(1, 2, 3, padding=1), nn.Sequential(nn.ReLU(), Residual())), "Residual at '1.1'"),
-        (around(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 2, 3, padding=1, groups=2)), "Conv2d at '1'"),
-    ],
-    ids=["no sequence", "layer", "nested layer", "groups"],
-)
-def test_the_stacked_engine_refuses_other_networks_and_names_what_it_knows(network, culprit):
-    with pytest.raises(ValueError, match=f"got {culprit}") as error:
-        make_engine("stacked", network, ParameterLayout(network, local_batchnorm=True))
-    known = ("Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "engine='sequential'")
-    assert all(name in str(error.value) for name in known)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        around(nn.Conv2d(1, 2, 3, padding=1, padding_mode="circular")),
-        around(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2, affine=False)),
-        around(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2, track_running_stats=False)),
-        around(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2, momentum=None)),
-        nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(2), nn.Flatten(), nn.Linear(128, CLASSES)),
-    ],
-    ids=["padding mode", "no affine", "no running statistics", "cumulative average", "flatten from axis 2"],
-)
-def test_an_option_of_a_layer_is_either_refused_or_done_as_the_sequential_engine_does_it(network):
-    case = make_case(3, network=network)
-    try:
-        case.engine("stacked")
-    except ValueError as error:
-        assert "stacked engine" in str(error)
-        return
-    assert_close(case.train("stacked", "fedbn"), case.train("sequential", "fedbn"), atol=1e-10)
-    shared, local = case.models()
-    torch.testing.assert_close(
-        case.engine("stacked").logits(shared, local, case.held_out),
-        case.engine("sequential").logits(shared, local, case.held_out),
-    )
-
-
-RELU, POOL, DENSE, NORM = nn.ReLU(), nn.MaxPool2d(2), nn.Linear(64, 64), nn.BatchNorm2d(2)
-
-
-@pytest.mark.parametrize(
-    ("network", "twice"),
-    [
-        (nn.Sequential(nn.Flatten(), DENSE, RELU, DENSE, nn.Linear(64, CLASSES)), "'1' and '3'.*Linear"),
-        (around(nn.Conv2d(1, 2, 3, padding=1), NORM, nn.Sequential(RELU, NORM)), r"'1' and '2\.1'.*BatchNorm2d"),
-    ],
-)
-def test_a_layer_with_parameters_that_is_used_twice_is_left_to_the_sequential_engine(network, twice):
-    layout = ParameterLayout(network, local_batchnorm=True)
-    with pytest.raises(ValueError, match=f"{twice}.*engine='sequential'"):
-        make_engine("stacked", network, layout)
-    assert make_engine("auto", network, layout).name == "sequential"
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 6), RELU, nn.Linear(6, 6), RELU, nn.Linear(6, CLASSES)),
-        nn.Sequential(
-            *(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), RELU, POOL),
-            *(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), RELU, POOL),
-            *(nn.Flatten(), nn.Linear(32, CLASSES)),
-        ),
-        nn.Sequential(nn.Flatten(), nn.Flatten(), nn.Linear(64, CLASSES)),
-    ],
-    ids=["dense", "small_cnn", "flatten"],
-)
-def test_a_layer_without_parameters_that_is_used_twice_is_run_twice_by_every_engine(network):
-    case = make_case(13, network=network)
-    assert_close(case.train("stacked"), case.train("sequential"), atol=1e-10)
-    shared, local = case.models()
-    one, other = (case.engine(n).logits(shared, local, case.held_out) for n in ("stacked", "sequential"))
-    torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
-    case = make_case(3, network=copy.deepcopy(network).float(), steps=2, dtype=torch.float32)
-    assert_close(case.train("auto"), case.train("sequential"), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "network",
-    [
-        around(nn.Conv2d(1, 2, 3, padding="same", bias=True), nn.BatchNorm2d(2, eps=0.1, momentum=0.3)),
-        around(nn.Conv2d(1, 2, 3, padding=2, dilation=2), nn.ReLU(), nn.BatchNorm2d(2)),
-        nn.Sequential(
-            nn.Conv2d(1, 3, 3, stride=2), nn.MaxPool2d(2, stride=1), nn.Flatten(), nn.Linear(12, 4, bias=False)
-        ),
-        nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.ReLU(), nn.Linear(6, 4)),
-        nn.Sequential(
-            nn.BatchNorm2d(1), nn.Sequential(nn.Conv2d(1, 2, 3), nn.MaxPool2d(2)), nn.Flatten(), nn.Linear(18, 4)
-        ),
-    ],
-    ids=["bias, eps, momentum", "dilation, late batchnorm", "stride", "dense", "batchnorm first, nested"],
-)
-def test_other_sequences_of_known_layers_are_equal_too(network):
-    case = make_case(13, network=network)
-    assert_close(case.train("stacked"), case.train("sequential"), atol=1e-10)
-    shared, local = case.models()
-    for method in ("logits", "reestimate"):
-        one, other = (getattr(case.engine(n), method)(shared, local, case.held_out) for n in ("stacked", "sequential"))
-        torch.testing.assert_close(one, other, atol=1e-10, rtol=0)
 
 
 def test_an_unknown_engine_lists_the_names():
