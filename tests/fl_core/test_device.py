@@ -195,13 +195,22 @@ def test_an_autoencoder_that_was_trained_on_the_device_judges_alike(gpu):
     torch.testing.assert_close(errors[1], errors[0], atol=1e-5, rtol=0.2 if REAL else 1e-3)
 
 
-def test_trust_weighting_reads_one_number(gpu, normal):
-    view = ServerView(normal(4, 50).to(DEVICE), reference=normal(50, seed=1).to(DEVICE))
+@pytest.mark.parametrize(
+    ("weighting", "reads"), [(TrustWeighting(), 1), (TrustWeighting("median_or_reference", sybil_exponent=2), 2)]
+)
+def test_trust_weighting_reads_the_roots_weight_and_whose_voices_are_shared(gpu, normal, weighting, reads):
+    updates = normal(6, 50)
+    updates[4:] = updates[3]  # three who send the same, and share their voices if they must
+    reference, trust = normal(50, seed=1), torch.full((6,), 0.5)
+    expected = weighting(ServerView(updates, reference=reference), trust)
+    view = ServerView(updates.to(DEVICE), reference=reference.to(DEVICE))
     assert not view.rejected.any()
     forget_reads(gpu)
-    aggregate = TrustWeighting()(view, torch.full((4,), 0.5).to(DEVICE))
-    assert aggregate.update.device == DEVICE
-    assert_reads(gpu, 1)  # the root's weight, which an aggregate tells as a number
+    found = weighting(view, trust.to(DEVICE))
+    assert_reads(gpu, reads)
+    assert found.update.device == found.weights.device == DEVICE
+    torch.testing.assert_close(found.update.cpu(), expected.update)
+    torch.testing.assert_close(found.weights.cpu(), expected.weights)
 
 
 def test_the_safeguard_reads_the_roots_weight_and_which_candidate_it_is(gpu):
