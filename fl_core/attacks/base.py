@@ -40,11 +40,7 @@ def make_attack(name: str, **options: Any) -> "Attack":
 
 @dataclass(frozen=True)
 class Attack:
-    """Base of all attacks, and the one that does nothing.
-
-    Formula: ``Δ``, the client's own update.
-    Source: ours.
-    Checked against: what is sent is what was trained, bit by bit.
+    """Base of all attacks.
 
     An attack may poison the data that malicious clients train on (``poison``), corrupt what they send (``corrupt``), or
     both. It never edits its arguments, and draws from the adversary's generator alone. Most attacks are pure functions;
@@ -125,6 +121,21 @@ class Attack:
         return sent
 
 
+@register_attack("none")
+@dataclass(frozen=True)
+class NoAttack(Attack):
+    """Does nothing, in any round: clients who were drawn as malicious are honest under it.
+
+    Formula: ``Δ``, the client's own update.
+    Source: ours.
+    Checked against: what is sent is what was trained, bit by bit.
+    """
+
+    def active(self, round_: int) -> bool:
+        """See ``Attack.active``: never."""
+        return False
+
+
 @dataclass(frozen=True)
 class ColludableAttack(Attack):
     """An attack in an independent and a colluding form.
@@ -189,4 +200,3 @@ def check_rounds(attack: str, field: str, value: int, least: int = 0) -> None:
         raise ValueError(f"{attack}: {field} must be a number of rounds, {least} or more, got {value}")
 
 
-register_attack("none")(Attack)

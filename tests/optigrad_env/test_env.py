@@ -45,6 +45,17 @@ def test_attacking_begins_with_the_onset_and_malicious_never_changes() -> None:
     assert all(np.array_equal(step[4]["malicious"], steps[0][4]["malicious"]) for step in steps)
 
 
+def test_without_an_attack_those_drawn_as_malicious_are_honest() -> None:
+    env = gym.make("OptiGrad/Digits-v0", **SMALL)
+    first, *steps = episode(env, seed=9, options={**ATTACKED, "attack": "none"})
+    assert first[1]["malicious"].sum() == 2
+    assert not any(info["attacking"] for *_, info in steps)
+    assert [info["reward_terms"]["malicious_mass"] for *_, info in steps] == [0, 0, 0]
+    present = env.unwrapped.current_round
+    assert not present.corrupted.any()
+    torch.testing.assert_close(env.unwrapped.honest_mean(), present.view.updates.mean(dim=0))
+
+
 def test_info_counts_rounds_and_weights_sum_to_one_with_the_root() -> None:
     first, *steps = episode(gym.make("OptiGrad/Digits-v0", **SMALL), seed=3, options=ATTACKED)
     assert first[1]["round"] == 0
