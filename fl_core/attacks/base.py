@@ -198,5 +198,3 @@ def check_rounds(attack: str, field: str, value: int, least: int = 0) -> None:
     """Raises a ValueError that names the attack and the field, if a number of rounds is below the least."""
     if value < least:
         raise ValueError(f"{attack}: {field} must be a number of rounds, {least} or more, got {value}")
-
-
