@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from fl_core.aggregation.trust import TrustWeighting
+from fl_core.data.splits import Root
 from fl_core.device import check_device
 from fl_core.fingerprint import SIMULATED_ROUNDS, make_shapley
 from fl_core.registry import check_known, check_types
@@ -37,6 +38,7 @@ class FederationConfig:
         simulated_rounds: Rounds of nine simulated clients from which the autoencoder learns what is honest. Nearly all
             of an autoencoder's cost; take fewer for a network of millions of parameters.
         root: Number of samples that the server owns.
+        root_bias: Share of them in [0, 1) that is of one class, in both halves; the rest is balanced over the classes.
         validation: Number of samples for reward and model selection.
         split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
     """
@@ -58,6 +60,7 @@ class FederationConfig:
     shapley: str = "surrogate"
     simulated_rounds: int = SIMULATED_ROUNDS
     root: int = 100
+    root_bias: float = 0.0
     validation: int = 200
     split_seed: int = 0
 
@@ -68,6 +71,7 @@ class FederationConfig:
             raise ValueError(f"simulated_rounds must be at least 1, got {self.simulated_rounds}")
         if self.split_seed < 0:
             raise ValueError(f"split_seed must be 0 or more, got {self.split_seed}")
+        Root(bias=self.root_bias)
         make_objective(self.objective, self.mu, self.loss)
         make_shapley(self.shapley)
         check_device(self.device)

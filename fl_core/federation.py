@@ -27,7 +27,6 @@ from fl_core.scoring import Scorer
 from fl_core.training import make_engine, make_objective
 from fl_core.training.sampling import cyclic
 
-_OWN_ROOT = Root()
 # Pixels of batches that are turned into floats together, 256 MB: a thousand clients train in blocks.
 _PIXELS_AT_ONCE = 2**26
 
@@ -83,7 +82,7 @@ class Federation:
         self.layout = ParameterLayout(network, local_batchnorm=self.objective.local_batchnorm)
         self.engine = make_engine(config.engine, network, self.layout, self.device)
         self._scorer = Scorer(self.engine, self.dataset, self._own_splits)
-        self.use_root(_OWN_ROOT)
+        self.use_root(Root())
         if config.num_clients > len(self.splits.clients):
             raise ValueError(
                 f"num_clients={config.num_clients} is more than the {len(self.splits.clients)} samples "
@@ -93,11 +92,14 @@ class Federation:
     def use_root(self, root: Root) -> None:
         """Gives the server its root data: its own, or another draw. Whatever is not the server's may be the clients'.
 
+        Args:
+            root: What to draw; ``Root()`` is the federation's own.
+
         Raises:
             ValueError: The draw would leave the clients nothing.
         """
-        root = _OWN_ROOT if root == Root(self.config.root) else root
-        self.splits = self._redrawn(root) if root != _OWN_ROOT else self._own_splits
+        root = Root() if root == Root(self.config.root, self.config.root_bias) else root
+        self.splits = self._redrawn(root) if root != Root() else self._own_splits
         reference, self._utility = self.splits.reference.to(self.device), self.splits.utility.to(self.device)
         images, labels = self.dataset.images(reference), self.dataset.labels[reference]
         self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
@@ -298,8 +300,7 @@ class Federation:
         return scenario.num_clients or self.config.num_clients
 
     def _redrawn(self, root: Root) -> Splits:
-        generator = Streams(self.config.split_seed).numpy(Purpose.ROOT, root.draw)
-        return redraw_root(self.dataset, self._own_splits, generator, root)
+        return _redrawn(self.config, self.dataset, self._own_splits, root)
 
     def _partition(self, scenario: Scenario, streams: Streams) -> list[Tensor]:
         pool = self.splits.clients
@@ -364,4 +365,11 @@ def _data(config: FederationConfig) -> tuple[Dataset, Splits]:
     options = dict(config.dataset_options)
     dataset = load_dataset(config.dataset, config.data_dir, download=config.download, **options)
     generator = Streams(config.split_seed).numpy(Purpose.SPLIT)
-    return dataset, make_splits(dataset, generator, root=config.root, validation=config.validation)
+    balanced = make_splits(dataset, generator, root=config.root, validation=config.validation)
+    if not config.root_bias:
+        return dataset, balanced
+    return dataset, _redrawn(config, dataset, balanced, Root(bias=config.root_bias))
+
+
+def _redrawn(config: FederationConfig, dataset: Dataset, splits: Splits, root: Root) -> Splits:
+    return redraw_root(dataset, splits, Streams(config.split_seed).numpy(Purpose.ROOT, root.draw), root)

@@ -78,6 +78,19 @@ def test_an_episode_uses_the_root_that_its_scenario_names_and_the_next_one_its_o
         assert torch.equal(federation.splits.reference, own)
 
 
+def test_a_federation_of_biased_root_data_has_the_draw_that_a_scenario_would_name() -> None:
+    plain, biased = (Federation(configure(num_clients=4, **settings)) for settings in ({}, {"root_bias": 0.5}))
+    plain.reset(Scenario(alpha=1.0, root_bias=0.5), entropy=0)
+    biased.reset(Scenario(alpha=1.0), entropy=0)
+    for field in ("clients", "reference", "utility", "validation", "test"):
+        assert torch.equal(getattr(plain.splits, field), getattr(biased.splits, field))
+    assert torch.bincount(biased.dataset.labels[biased.splits.utility]).max() in (27, 28)
+    biased.reset(Scenario(alpha=1.0, root_size=100), entropy=0)  # a size and no bias: balanced
+    assert torch.bincount(biased.dataset.labels[biased.splits.utility]).max() == 5
+    with pytest.raises(ValueError, match=r"root_bias must lie in \[0, 1\), got 1\.0"):
+        configure(root_bias=1.0)
+
+
 def test_each_root_has_its_own_autoencoder_that_is_trained_once(monkeypatch) -> None:
     trainings = []
     train = trained.train_autoencoder

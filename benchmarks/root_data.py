@@ -1,0 +1,113 @@
+"""What rules that lean on root data are worth with less of it, and with root data of which one class has too much.
+
+    python benchmarks/root_data.py      # half an hour on two cores; goes on where it was stopped
+
+Digits, 20 clients, every held-out attack, test data, the root data of 100 balanced samples first. Writes
+results/root_data.csv, a line for each root, α and rule; the runs stay in --runs. Nothing is chosen by it.
+"""
+
+import csv
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from agents.environments import available_cores
+from agents.evaluation import Benchmark
+from agents.evaluation.configuration import make_grid
+from fl_core.files import write_csv
+
+# Samples, and the share of them that is of one class on top of its part of the rest.
+ROOTS = ((100, 0.0), (100, 0.3), (100, 0.6), (50, 0.0), (20, 0.0))
+RULES = ("fltrust", "shapley", "safeguarded_shapley", "root_only")
+FRACTION = 0.3
+# Of the table, and where they stand in tables/circumstances.csv.
+ATTACKED = {
+    "accuracy": "accuracy",
+    "regret": "regret",
+    "regret_low": "regret, low",
+    "regret_high": "regret, high",
+    "worst_regret": "worst regret",
+    "regret_to_anchored": "regret to anchored oracle",
+    "above_root_only_worst": "above root only, worst attack",
+}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How much is run, and where it goes."""
+
+    seeds: int = 10
+    """Seeds."""
+    first_seed: int = 40
+    """The first of them: the digits' policy and its weighting are older than any figure of 40 and after."""
+    alphas: tuple[str, ...] = ("0.5", "0.1")
+    """Dirichlet concentrations."""
+    attacks: tuple[str, ...] = ("held_out",)
+    """Attacks, as evaluate.py takes them."""
+    workers: int = available_cores()
+    """Processes, one thread each."""
+    runs: Path = Path("runs/root_data")
+    """Where the results directories of the benchmark go, one a root."""
+    out: Path = Path("results/root_data.csv")
+    """Where the table goes."""
+
+
+def run(arguments: Arguments, size: int, bias: float) -> list[dict[str, Any]]:
+    """Runs the benchmark with one root, or what is missing of it; returns its lines of the table."""
+    settings = {"root": size, "root_bias": bias}
+    flags = {
+        "rules": RULES,
+        "policies": ("shipped",),
+        "attacks": arguments.attacks,
+        "malicious_fraction": (0.0, FRACTION),
+        "heterogeneity": arguments.alphas,
+        "seeds": arguments.seeds,
+        "first_seed": arguments.first_seed,
+        "num_clients": (20,),
+        "features": False,
+        "settings": settings,
+    }
+    directory = arguments.runs / f"{size}_{bias}"
+    benchmark = Benchmark(make_grid(flags), directory, shlex.join(["python", *sys.argv]))
+    with benchmark.open() as opened, tqdm(total=len(opened.missing()), desc=directory.name, disable=None) as bar:
+        failures = benchmark.run(opened, workers=arguments.workers, on_cell=lambda _: bar.update())
+        if failures:
+            sys.exit(f"{len(failures)} failed, the first: {failures[0].error}; see {directory}")
+        benchmark.report()
+    with (directory / "tables" / "circumstances.csv").open() as file:
+        measured = {(row["in"], row["rule"]): row for row in csv.DictReader(file)}
+    return [
+        {**settings, "alpha": alpha, "rule": rule, **figures(measured, alpha, rule), "seeds": arguments.seeds}
+        for alpha in arguments.alphas
+        for rule in dict.fromkeys(rule for _, rule in measured)
+    ]
+
+
+def figures(measured: dict[tuple[str, str], dict[str, str]], alpha: str, rule: str) -> dict[str, str]:
+    """Means under attack, those of the worst attack, and regret without one; in points."""
+    attacked = measured[f"α {alpha}, {round(100 * FRACTION)} % malicious", rule]
+    found = {name: attacked[column] for name, column in ATTACKED.items()}
+    found["no_attack_regret"] = measured[f"α {alpha}, no attack", rule]["regret"]
+    return {name: f"{float(value):.2f}" for name, value in found.items()}
+
+
+def main(arguments: Arguments) -> None:
+    """Runs root after root; the table is written anew after each."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for size, bias in ROOTS:
+        added = run(arguments, size, bias)
+        rows += added
+        write_csv(arguments.out, rows)
+        for row in added:
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments))
