@@ -39,6 +39,7 @@ class FederationConfig:
             of an autoencoder's cost; take fewer for a network of millions of parameters.
         root: Number of samples that the server owns.
         root_bias: Share of them in [0, 1) that is of one class, in both halves; the rest is balanced over the classes.
+            Where the class has not as many, they are what it has.
         validation: Number of samples for reward and model selection.
         split_seed: Seed of the initial weights and of the draw of root and validation data. The test data never moves.
     """

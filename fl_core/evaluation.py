@@ -63,8 +63,8 @@ def personalised_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tenso
         class_counts: (N, C), how many samples of each class client i has.
 
     Returns:
-        (N,) float64. Classes without test samples are left out.
+        (N,) float64. Classes without test samples are left out; NaN for a client that has no others.
     """
     known = ~class_accuracy.isnan()
     counts = class_counts.double() * known
-    return (counts * class_accuracy.nan_to_num(0)).sum(dim=1) / counts.sum(dim=1).clamp_min(1)
+    return (counts * class_accuracy.nan_to_num(0)).sum(dim=1) / counts.sum(dim=1)

@@ -93,13 +93,13 @@ class Federation:
         """Gives the server its root data: its own, or another draw. Whatever is not the server's may be the clients'.
 
         Args:
-            root: What to draw; ``Root()`` is the federation's own.
+            root: What to draw; what it leaves open is the federation's own.
 
         Raises:
             ValueError: The draw would leave the clients nothing.
         """
-        root = Root() if root == Root(self.config.root, self.config.root_bias) else root
-        self.splits = self._redrawn(root) if root != Root() else self._own_splits
+        root = self._resolved(root)
+        self.splits = self._redrawn(root) if root != self._resolved(Root()) else self._own_splits
         reference, self._utility = self.splits.reference.to(self.device), self.splits.utility.to(self.device)
         images, labels = self.dataset.images(reference), self.dataset.labels[reference]
         self.simulator = HonestSimulator(self.engine, images, labels, self.config.training, self.objective)
@@ -107,7 +107,7 @@ class Federation:
 
     def check_root(self, root: Root) -> None:
         """Raises a ValueError, if this draw of root data would leave the clients nothing."""
-        self._redrawn(root)
+        self._redrawn(self._resolved(root))
 
     def reset(self, scenario: Scenario, entropy: int) -> None:
         """Begins an episode: partition, malicious clients, random streams; the model is at its initial weights.
@@ -124,7 +124,7 @@ class Federation:
         self.attack, self.round = scenario.make_attack(), 0
         self.attack.reset()
         clients = self.num_clients = self._clients_of(scenario)
-        if scenario.make_root() != self._root:
+        if self._resolved(scenario.make_root()) != self._root:
             self.use_root(scenario.make_root())
         self.shards = self._partition(scenario, streams)
         self._shifts = self._draw_shifts(scenario, streams)
@@ -298,6 +298,11 @@ class Federation:
                 "federation has"
             )
         return scenario.num_clients or self.config.num_clients
+
+    def _resolved(self, root: Root) -> Root:
+        """With the federation's own size and bias where it says none."""
+        bias = self.config.root_bias if root.bias is None else root.bias
+        return Root(root.size or self.config.root, bias, root.draw)
 
     def _redrawn(self, root: Root) -> Splits:
         return _redrawn(self.config, self.dataset, self._own_splits, root)

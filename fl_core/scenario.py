@@ -27,7 +27,8 @@ class Scenario:
         participation: Share in (0, 1] of the clients that take part in a round, a random subset each time; at least one
             does, and at least one honest one.
         root_size: Samples that the server owns; ``None`` for as many as the federation has.
-        root_bias: Share in [0, 1) of the root data that is of one class; the rest is balanced.
+        root_bias: Share in [0, 1) of the root data that is of one class; the rest is balanced. ``None`` for the
+            federation's.
         root_draw: Number of the draw of the root data; each is a sample of its own. With 0, and no other size and bias,
             it is the federation's own.
     """
@@ -43,7 +44,7 @@ class Scenario:
     num_clients: int | None = None
     participation: float = 1.0
     root_size: int | None = None
-    root_bias: float = 0.0
+    root_bias: float | None = None
     root_draw: int = 0
 
     def __post_init__(self) -> None:

@@ -358,7 +358,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
             rounds=self.rounds,
             onset=scenario.onset if attacked else None,
-            malicious=self._malicious()[:clients],
+            malicious=self._malicious()[:clients] & attacked,
             weights=weights[:clients],
             root_weight=aggregate.root_weight if aggregate is not None else 0.0,
             trust=np.array(history.trust, dtype=np.float64).reshape(-1, self._num_clients)[:, :clients],

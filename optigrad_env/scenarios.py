@@ -37,7 +37,7 @@ _SHARES: dict[str, dict[str, tuple[float, float]]] = {"partial_scaling": {"share
 
 
 _RANGES = ("malicious_fraction", "alpha", "onset", "root_size", "root_bias", "num_clients", "participation")
-_OPTIONAL_RANGES = ("root_size", "num_clients")
+_OPTIONAL_RANGES = ("root_size", "root_bias", "num_clients")
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -72,7 +72,8 @@ class ScenarioDistribution:
         roots: Number of draws of root data that episodes choose from. 1 is the federation's own alone; each other one
             is a sample of its own, of another size and bias, for which an autoencoder is trained once.
         root_size: Range (low, high) of the root data's size, log-uniform over the draws; ``None`` for the federation's.
-        root_bias: Range (low, high) of the share of the root data that is of one class, uniform over the draws.
+        root_bias: Range (low, high) of the share of the root data that is of one class, uniform over the draws;
+            ``None`` for the federation's.
         num_clients: Range (low, high) of the number of clients, drawn uniformly; ``None`` for the federation's. For
             environments with a mask.
         participation: Range (low, high) of the share of clients that take part in a round, drawn uniformly. Likewise.
@@ -87,7 +88,7 @@ class ScenarioDistribution:
     collusion: float = 0.5
     roots: int = 1
     root_size: tuple[int, int] | None = None
-    root_bias: tuple[float, float] = (0.0, 0.0)
+    root_bias: tuple[float, float] | None = None
     num_clients: tuple[int, int] | None = None
     participation: tuple[float, float] = (1.0, 1.0)
 
@@ -117,7 +118,7 @@ class ScenarioDistribution:
             raise ValueError(f"weakest must be a factor in (0, 1], got {self.weakest}")
         if self.roots < 1:
             raise ValueError(f"roots must be at least 1, the federation's own; got {self.roots}")
-        if self.roots == 1 and (self.root_size is not None or self.root_bias != (0.0, 0.0)):
+        if self.roots == 1 and (self.root_size is not None or self.root_bias not in (None, (0.0, 0.0))):
             raise ValueError("root_size and root_bias spread over several draws of root data: give roots, such as 8")
 
     def sample(self, generator: np.random.Generator, pinned: Mapping[str, Any] | None = None) -> Scenario:
@@ -160,12 +161,14 @@ class ScenarioDistribution:
         fill an interval evenly and know no order. So they are few, the same in every process, and cover both ranges.
         """
         place, other = (draw + 0.5) / self.roots, (draw * _GOLDEN) % 1.0
-        low, high = self.root_bias
-        size = None
+        size = bias = None
         if self.root_size is not None:
             smallest, largest = self.root_size
             size = round(smallest * (largest / smallest) ** place)
-        return {"root_size": size, "root_bias": low + (high - low) * other, "root_draw": draw}
+        if self.root_bias is not None:
+            low, high = self.root_bias
+            bias = low + (high - low) * other
+        return {"root_size": size, "root_bias": bias, "root_draw": draw}
 
     def _options(self, attack: str, generator: np.random.Generator) -> dict[str, Any]:
         if attack not in _STRENGTHS:

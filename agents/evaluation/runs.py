@@ -242,12 +242,12 @@ class _Scores:
     def figures(self) -> dict[str, Any]:
         """Means over the final rounds; the worst class and client are those whose own mean is lowest."""
         classes, clients = np.mean(self._classes, axis=0), np.mean(self._clients, axis=0)
-        known = classes[~np.isnan(classes)]
+        classes, clients = (values[~np.isnan(values)] for values in (classes, clients))
         return {
             **{name: _mean([figures[name] for figures in self._final]) for name in self._final[0]},
-            "worst_class_accuracy": float(known.min()) if len(known) else None,
-            "personalised_accuracy": float(clients.mean()),
-            "worst_client_accuracy": float(clients.min()),
+            "worst_class_accuracy": float(classes.min()) if len(classes) else None,
+            "personalised_accuracy": float(clients.mean()) if len(clients) else None,
+            "worst_client_accuracy": float(clients.min()) if len(clients) else None,
         }
 
 

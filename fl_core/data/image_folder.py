@@ -110,6 +110,9 @@ def _scan(name: str, folder: Path) -> tuple[tuple[str, ...], list[_File]]:
             images = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES and not p.name.startswith("."))
             if not images and side == train:
                 raise ValueError(f"data set {name!r}: class folder {path} holds no {', '.join(sorted(_SUFFIXES))} file")
+            broken = next((image for image in images if not image.exists()), None)
+            if broken is not None:
+                raise ValueError(f"data set {name!r}: {broken} is a link to nothing; remove it, or put its file there")
             files += [_File(image, classes.index(path.name), side != train) for image in images]
     return classes, files
 
@@ -157,6 +160,11 @@ def _held_out(
             )
         held: NDArray[np.int64] = train_test_split(samples, test_size=_TEST_SHARE, stratify=labels, random_state=0)[1]
         return held
+    if counts.max() < folds:
+        raise ValueError(
+            f"data set {name!r}: no class has more than {counts.max()} images, and a quarter of the groups can be held "
+            f"out of {folds} or more: add images, or a test folder"
+        )
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=0)
     with warnings.catch_warnings():
         # A class with fewer groups than folds is on one side only; there is nothing that could be done about it.

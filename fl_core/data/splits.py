@@ -49,18 +49,19 @@ class Root:
 
     Attributes:
         size: Number of samples; ``None`` is the federation's own number.
-        bias: Share in [0, 1) that is of one class; the rest is balanced over the classes. 0 is balanced altogether.
+        bias: Share in [0, 1) that is of one class; the rest is balanced over the classes. 0 is balanced altogether,
+            ``None`` as the federation's own.
         draw: Number of the draw, 0 or more; with size and bias it says which samples, and which class is the favoured.
     """
 
     size: int | None = None
-    bias: float = 0.0
+    bias: float | None = None
     draw: int = 0
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 4:
             raise ValueError(f"root_size must be at least 4 (two samples in each half), got {self.size}")
-        if not 0.0 <= self.bias < 1.0:
+        if self.bias is not None and not 0.0 <= self.bias < 1.0:
             raise ValueError(f"root_bias must lie in [0, 1), got {self.bias}")
         if self.draw < 0:
             raise ValueError(f"root_draw must be 0 or more, got {self.draw}")
@@ -107,7 +108,8 @@ def redraw_root(dataset: Dataset, splits: Splits, generator: np.random.Generator
         dataset: Source.
         splits: The federation's own splits.
         generator: Source of the draw.
-        root: Size, by default the size that it has in ``splits``, and bias.
+        root: Size, by default the size that it has in ``splits``, and bias, by default none. Where the favoured class
+            has not as many samples, both halves get the same share of what it has.
 
     Raises:
         ValueError: Nothing would be left for the clients.
@@ -116,7 +118,7 @@ def redraw_root(dataset: Dataset, splits: Splits, generator: np.random.Generator
     pool = dataset.train[~torch.isin(dataset.train, splits.validation)]
     if dataset.groups is not None:  # a group that gave validation images gives no others
         pool = pool[~torch.isin(dataset.groups[pool], dataset.groups[splits.validation])]
-    (reference, utility), clients = _deal(dataset, pool, generator, _halves(size), root.bias)
+    (reference, utility), clients = _deal(dataset, pool, generator, _halves(size), root.bias or 0.0)
     if not len(clients) or len(reference) + len(utility) < size:
         raise ValueError(
             f"root_size={size} leaves no sample for the clients: data set {dataset.name!r} has {len(pool)} train "
@@ -142,7 +144,10 @@ def _deal(
     units = units_of(dataset.labels[pool].cpu().numpy(), dataset.groups_of(pool))
     queue = interleave_classes(units.labels, generator)
     if bias:
-        queue = favour_class(queue, units.labels, int(generator.choice(np.unique(units.labels))), bias)
+        favoured = int(generator.choice(np.unique(units.labels)))
+        mean = len(samples) / len(units)
+        count = sum(max(ceil(size / mean), min(size, ceil(share * len(units)))) for size, share in wanted)
+        queue = favour_class(queue, units.labels, favoured, _within_reach(bias, units.labels, favoured, count))
     parts = []
     for size, share in wanted:
         count = _units_needed(units.sizes[queue], size, ceil(share * len(units)))
@@ -177,11 +182,20 @@ def split_in_halves(
     return by_class[::2], by_class[1::2]
 
 
+def _within_reach(bias: float, labels: NDArray[np.int64], favoured: int, count: int) -> float:
+    """The bias, or the largest at which the favoured class, but for its last member, suffices for ``count`` units."""
+    classes, members = np.unique(labels, return_counts=True)
+    most = (int(members[classes == favoured][0]) - 1) / count
+    return max(min(bias, (most * len(classes) - 1) / max(len(classes) - 1, 1)), 0.0)
+
+
 def favour_class(queue: NDArray[np.int64], labels: NDArray[np.int64], favoured: int, bias: float) -> NDArray[np.int64]:
     """Brings members of one class forward: a share ``bias`` of every prefix is of them, the rest in the old order.
 
     The class's last member keeps its place, at the end. Where the class has no more to give, the old order goes on.
     """
+    if not bias:
+        return queue
     extra = queue[labels[queue] == favoured][-2::-1]
     both = np.concatenate([extra, queue])
     place = np.concatenate([(np.arange(len(extra)) + 0.5) / bias, (np.arange(len(queue)) + 0.5) / (1 - bias)])

@@ -48,5 +48,6 @@ def gaussian_clusters(
         labels=torch.from_numpy(labels),
         classes=tuple(f"cluster {c}" for c in range(classes)),
         train=order[:border],
-        test=order[border:],
+        # Shuffled: a sample of it, taken at equal distances, would else meet some of the classes only.
+        test=order[border:][torch.from_numpy(generator.permutation(samples - border))],
     )

@@ -54,6 +54,17 @@ def test_a_favoured_class_that_runs_out_leaves_its_last_member_to_the_clients() 
     assert labels[biased[-3:]].tolist().count(1) == 1
 
 
+@pytest.mark.parametrize("root", [Root(200, 0.8), Root(400, 0.6)])
+def test_what_a_favoured_class_has_is_shared_between_both_halves(root: Root) -> None:
+    splits, dataset = splits_and_dataset()
+    drawn = redraw_root(dataset, splits, np.random.default_rng(1), root)
+    shares = [torch.bincount(dataset.labels[half]).max() / len(half) for half in (drawn.reference, drawn.utility)]
+    assert shares[0] - shares[1] <= 0.02
+    assert shares[1] > 0.2
+    favoured = int(torch.bincount(dataset.labels[drawn.reference]).argmax())
+    assert (dataset.labels[drawn.clients] == favoured).any()
+
+
 def test_groups_stay_whole_and_apart_from_validation() -> None:
     dataset = load_dataset("digits")
     groups = torch.arange(len(dataset.labels)) // 3
@@ -85,7 +96,12 @@ def test_a_federation_of_biased_root_data_has_the_draw_that_a_scenario_would_nam
     for field in ("clients", "reference", "utility", "validation", "test"):
         assert torch.equal(getattr(plain.splits, field), getattr(biased.splits, field))
     assert torch.bincount(biased.dataset.labels[biased.splits.utility]).max() in (27, 28)
-    biased.reset(Scenario(alpha=1.0, root_size=100), entropy=0)  # a size and no bias: balanced
+    biased.reset(Scenario(alpha=1.0, root_size=50, root_draw=1), entropy=0)  # of another draw and size the bias is this
+    assert torch.bincount(biased.dataset.labels[biased.splits.utility]).max() in (13, 14)
+    for own in (Scenario(alpha=1.0), Scenario(alpha=1.0, root_size=100)):
+        biased.reset(own, entropy=0)
+        assert torch.equal(plain.splits.utility, biased.splits.utility)
+    biased.reset(Scenario(alpha=1.0, root_bias=0.0), entropy=0)
     assert torch.bincount(biased.dataset.labels[biased.splits.utility]).max() == 5
     with pytest.raises(ValueError, match=r"root_bias must lie in \[0, 1\), got 1\.0"):
         configure(root_bias=1.0)

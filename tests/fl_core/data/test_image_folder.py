@@ -77,6 +77,19 @@ def test_groups_are_held_out_whole(tmp_path):
     assert [len(set(dataset.groups[i : i + 3].tolist())) for i in range(0, 72, 3)] == [1] * 24
 
 
+def test_classes_of_too_few_images_to_be_held_out_by_groups_are_refused(tmp_path):
+    fill(tmp_path, name=lambda label, i: f"{label}{i}.png", a=3, b=3)
+    with pytest.raises(ValueError, match=r"no class has more than 3 images.* 4 or more"):
+        load(tmp_path, group_pattern=r"^(\w+)\.")
+
+
+def test_a_link_to_nothing_is_refused_by_name(tmp_path):
+    fill(tmp_path, a=5, b=4)
+    (tmp_path / "train" / "b" / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match=r"lost\.png is a link to nothing"):
+        load(tmp_path)
+
+
 def test_a_group_on_both_sides_of_the_border_is_refused(tmp_path):
     fill(fill(tmp_path, name=patient, a=6, b=6), "test", name=patient, a=2, b=2)
     with pytest.raises(ValueError, match="stands on both sides of the border"):

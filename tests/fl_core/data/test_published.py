@@ -177,6 +177,16 @@ def test_an_npz_whose_bytes_are_damaged_is_refused(tmp_path):
         load_dataset("pneumoniamnist", tmp_path)
 
 
+def test_a_compressed_npz_whose_stream_is_damaged_is_refused(tmp_path):
+    path = tmp_path / "pneumoniamnist.npz"
+    np.savez_compressed(path, **arrays())
+    content = bytearray(path.read_bytes())
+    content[120:184] = bytes(64)
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"pneumoniamnist\.npz is damaged"):
+        load_dataset("pneumoniamnist", tmp_path)
+
+
 def test_labels_beyond_the_published_classes_are_refused(tmp_path):
     npz(tmp_path / "pneumoniamnist.npz", arrays(3))
     with pytest.raises(ValueError, match=r"'pneumoniamnist': labels must lie in \[0, 2\), got 0 to 2"):

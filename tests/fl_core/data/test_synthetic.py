@@ -27,6 +27,13 @@ def test_the_classes_are_balanced_on_both_sides_of_the_border():
     assert len(clusters.test) == 450
 
 
+@pytest.mark.parametrize("stride", [2, 5, 10])
+def test_a_sample_of_the_test_side_at_equal_distances_meets_every_class(stride):
+    large = made(samples=10_000)
+    counts = torch.bincount(large.labels[large.test[::stride]], minlength=10)
+    assert counts.min() > 0.5 * 250 / stride
+
+
 def test_noise_has_unit_variance_in_every_pixel_and_the_means_have_that_of_the_separation():
     clusters = made(samples=4000, separation=0.4)
     values = (clusters.pixels.double().flatten(1).numpy() - 128) / 32
