@@ -2,8 +2,9 @@
 
     python benchmarks/root_data.py      # half an hour on two cores; goes on where it was stopped
 
-Digits, 20 clients, every held-out attack, test data, the root data of 100 balanced samples first. Writes
-results/root_data.csv, a line for each root, α and rule; the runs stay in --runs. Nothing is chosen by it.
+Digits, 20 clients, every held-out attack, test data; what results/held_out has of it, with 100 balanced samples, is
+taken from there. Writes results/root_data.csv, a line for each root, α and rule; the runs stay in --runs. Nothing is
+chosen by it.
 """
 
 import csv
@@ -22,9 +23,9 @@ from agents.evaluation import Benchmark
 from agents.evaluation.configuration import make_grid
 from fl_core.files import write_csv
 
-# Samples, and the share of them that is of one class on top of its part of the rest.
-ROOTS = ((100, 0.0), (100, 0.3), (100, 0.6), (50, 0.0), (20, 0.0))
-RULES = ("fltrust", "shapley", "safeguarded_shapley", "root_only")
+# Settings of the federation, beside its defaults: 100 samples, balanced.
+ROOTS: tuple[dict[str, Any], ...] = ({}, {"root_bias": 0.3}, {"root_bias": 0.6}, {"root": 50}, {"root": 20})
+RULES = ("fltrust", "safeguarded_shapley", "root_only")
 FRACTION = 0.3
 # Of the table, and where they stand in tables/circumstances.csv.
 ATTACKED = {
@@ -42,7 +43,7 @@ ATTACKED = {
 class Arguments:
     """How much is run, and where it goes."""
 
-    seeds: int = 10
+    seeds: int = 5
     """Seeds."""
     first_seed: int = 40
     """The first of them: the digits' policy and its weighting are older than any figure of 40 and after."""
@@ -52,15 +53,17 @@ class Arguments:
     """Attacks, as evaluate.py takes them."""
     workers: int = available_cores()
     """Processes, one thread each."""
+    reuse: tuple[Path, ...] = (Path("results/held_out"),)
+    """Results of runs with the default root data, which are not run again."""
     runs: Path = Path("runs/root_data")
     """Where the results directories of the benchmark go, one a root."""
     out: Path = Path("results/root_data.csv")
     """Where the table goes."""
 
 
-def run(arguments: Arguments, size: int, bias: float) -> list[dict[str, Any]]:
+def run(arguments: Arguments, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Runs the benchmark with one root, or what is missing of it; returns its lines of the table."""
-    settings = {"root": size, "root_bias": bias}
+    root = {"root": 100, "root_bias": 0.0, **settings}
     flags = {
         "rules": RULES,
         "policies": ("shipped",),
@@ -70,11 +73,12 @@ def run(arguments: Arguments, size: int, bias: float) -> list[dict[str, Any]]:
         "seeds": arguments.seeds,
         "first_seed": arguments.first_seed,
         "num_clients": (20,),
-        "features": False,
+        "features": not settings,  # as in the results that are taken over
         "settings": settings,
     }
-    directory = arguments.runs / f"{size}_{bias}"
-    benchmark = Benchmark(make_grid(flags), directory, shlex.join(["python", *sys.argv]))
+    directory = arguments.runs / "{root}_{root_bias}".format(**root)
+    reuse = () if settings else arguments.reuse
+    benchmark = Benchmark(make_grid(flags), directory, shlex.join(["python", *sys.argv]), reuse=reuse)
     with benchmark.open() as opened, tqdm(total=len(opened.missing()), desc=directory.name, disable=None) as bar:
         failures = benchmark.run(opened, workers=arguments.workers, on_cell=lambda _: bar.update())
         if failures:
@@ -83,7 +87,7 @@ def run(arguments: Arguments, size: int, bias: float) -> list[dict[str, Any]]:
     with (directory / "tables" / "circumstances.csv").open() as file:
         measured = {(row["in"], row["rule"]): row for row in csv.DictReader(file)}
     return [
-        {**settings, "alpha": alpha, "rule": rule, **figures(measured, alpha, rule), "seeds": arguments.seeds}
+        {**root, "alpha": alpha, "rule": rule, **figures(measured, alpha, rule), "seeds": arguments.seeds}
         for alpha in arguments.alphas
         for rule in dict.fromkeys(rule for _, rule in measured)
     ]
@@ -101,8 +105,8 @@ def main(arguments: Arguments) -> None:
     """Runs root after root; the table is written anew after each."""
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
-    for size, bias in ROOTS:
-        added = run(arguments, size, bias)
+    for settings in ROOTS:
+        added = run(arguments, settings)
         rows += added
         write_csv(arguments.out, rows)
         for row in added:
