@@ -255,6 +255,30 @@ def test_what_the_attacks_that_search_do_on_fashion_mnist_is_told_as_it_was_meas
     assert is_told(RESULTS, f"put it {first} and {second} points behind, and the mean over all attacks is {average}.")
 
 
+def test_how_far_seeds_lie_apart_where_the_oracle_is_weak_is_told_as_it_was_measured() -> None:
+    plain, anchored = (
+        regrets(FASHION[1], "optigradtrust", "0.1", 0.3, column) for column in ("regret", "regret_anchored")
+    )
+    runs = [value for of in plain.values() for value in of.values()]
+    behind = sum(value > 0 for value in runs)
+    assert (len(runs), behind) == (540, 2)
+    assert is_told(
+        RESULTS, f"In two of the 540 federations under attack it is behind it, by {shown(max(runs))} at most."
+    )
+    averages = [mean(of[seed] for of in plain.values()) for seed in plain["zero"]]
+    assert is_told(RESULTS, f"regret to it goes from {shown(min(averages))} to {shown(max(averages))}.")
+    least = shown(-max(mean(of.values()) for of in anchored.values()))
+    of_all = interval(circumstances(FASHION[1], "optigradtrust")["α 0.1, 30 % malicious"], "regret to anchored oracle")
+    assert is_told(RESULTS, f"and {of_all} at 0.1, where it is ahead under each attack, by {least} points at least.")
+    gains = []
+    for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True):
+        row = circumstances(name, "optigradtrust")[f"α {alpha}, no attack"]
+        found = {end: shown(-row[f"regret{end}"]) for end in ("", ", low", ", high")}
+        gains.append((found[""], f"[{found[', high']}, {found[', low']}]"))
+    (one, spread), (other, around) = gains
+    assert is_told(RESULTS, f"ahead of FedAvg by {one} points {spread} and {other} {around}.")
+
+
 def test_what_a_majority_does_on_digits_is_told_as_it_was_measured() -> None:
     shares, most, lost = {}, {}, {}
     for alpha, fraction in (("0.5", 0.45), ("0.5", 0.6), ("0.1", 0.45), ("0.1", 0.6)):
