@@ -52,6 +52,9 @@ class TrainingSettings:
     """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
     """Fetch the data set's files if they are missing."""
+    dataset_options: tuple[str, ...] = ()
+    """What the data set takes, as NAME=VALUE: `image_size=64`, and for folders of one's own `group_pattern=REGEX`, so
+    that images of one patient stay together."""
     seed: int = 0
     """Seed of everything."""
     run_dir: Path = Path("runs/trust")
@@ -90,12 +93,26 @@ class TrainingSettings:
     log_format: Literal["text", "json"] = "text"
     """json: an object a line, for batch systems; curves are in it too."""
 
+    @property
+    def options_of_dataset(self) -> dict[str, int | float | str] | None:
+        """The data set's options, if there are any; raises a ValueError for one that is no NAME=VALUE."""
+        options: dict[str, int | float | str] = {}
+        for given in self.dataset_options:
+            name, equals, value = given.partition("=")
+            if not name or not equals:
+                raise ValueError(f"dataset-options are NAME=VALUE, such as image_size=64; got {given!r}")
+            if name in options:
+                raise ValueError(f"dataset-options: {name} is given twice")
+            options[name] = _number_or_text(value)
+        return options or None
+
     def check(self) -> None:
         """Raises a ValueError for a setting that cannot work, naming it.
 
         Not in ``__post_init__``: tyro would take the error for one of parsing, and print a box of its own around it.
         """
         check_fields(self)
+        self.options_of_dataset  # noqa: B018  (raises)
         check_algorithm(self.algo)
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)
@@ -164,10 +181,19 @@ class TrainingSettings:
     def config(self) -> dict[str, Any]:
         """What makes the run what it is, as JSON has it."""
         return {
-            name: str(value) if isinstance(value, Path) else value
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_RUN
         }
+
+
+def _number_or_text(value: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
 
 
 def settings_of_run(directory: Path) -> TrainingSettings:
@@ -183,7 +209,11 @@ def settings_of_run(directory: Path) -> TrainingSettings:
     for name, value in written.items():
         if not isinstance(value, str):
             raise ValueError(f"{directory / CONFIG} is damaged: {name} must be a path or null, got {value!r}")
-    paths = {name: Path(value) for name, value in written.items()}
+    paths: dict[str, Any] = {name: Path(value) for name, value in written.items()}
+    options = given.get("dataset_options") or ()
+    if not isinstance(options, list | tuple) or not all(isinstance(option, str) for option in options):
+        raise ValueError(f"{directory / CONFIG} is damaged: dataset_options must be a list of texts, got {options!r}")
+    paths["dataset_options"] = tuple(options)
     try:
         return TrainingSettings(**{**given, **paths, "run_dir": directory, "resume": True})
     except TypeError as error:

@@ -77,6 +77,14 @@ class Summary:
         )
 
 
+def _dataset_options(settings: TrainingSettings) -> dict[str, Any] | None:
+    """What the environment's id says of its data set, and what was given; ``None`` if nothing was."""
+    given, registered = settings.options_of_dataset, gym.registry.get(settings.env_id)
+    if given is None or registered is None:
+        return given
+    return {**registered.kwargs.get("dataset_options", {}), **given}
+
+
 def train(settings: TrainingSettings) -> Summary:
     """Runs a training, or the rest of one.
 
@@ -92,6 +100,7 @@ def train(settings: TrainingSettings) -> Summary:
         scenarios=None if settings.scenarios == "default" else settings.scenarios,
         data_dir=settings.data_dir,
         download=settings.download,
+        dataset_options=_dataset_options(settings),
     )
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.

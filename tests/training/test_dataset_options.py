@@ -1,0 +1,82 @@
+"""What the data set of a training takes, from the command line to the federations."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from agents import training
+from agents.environments import base_env
+from agents.run_directory import CONFIG
+from agents.settings import TrainingSettings
+from train_agent import main, parse
+
+
+@pytest.fixture
+def scans(tmp_path: Path) -> Path:
+    """Two classes, twenty patients of twenty images each."""
+    generator = np.random.default_rng(0)
+    for patient in range(40):
+        folder = tmp_path / "scans" / "train" / ("ill" if patient % 2 else "well")
+        folder.mkdir(parents=True, exist_ok=True)
+        for scan in range(20):
+            pixels = generator.integers(100 * (patient % 2), 100 * (patient % 2) + 100, (10, 10)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"p{patient}_{scan}.png")
+    return tmp_path / "scans"
+
+
+def test_images_of_a_patient_stay_together_where_a_pattern_says_whose_they_are(
+    arguments: TrainingSettings, scans: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    make_env = training.make_env
+    monkeypatch.setattr(
+        training, "make_env", lambda *args, **kwargs: made.append(make_env(*args, **kwargs)) or made[-1]
+    )
+    wanted = {"env_id": "OptiGrad/ImageFolder-v0", "data_dir": scans}
+    options = ("image_size=8", r"group_pattern=^(\w+?)_")
+    settings = replace(arguments, **wanted, dataset_options=options, scenarios="default", num_clients=2)
+    assert main(settings) == 0
+    federation = base_env(made[0]).federation
+    assert federation.dataset.image_shape[1:] == (8, 8)
+    assert federation.dataset.groups is not None
+    assert len(federation.dataset.groups.unique()) == 40
+    assert json.loads((settings.run_dir / CONFIG).read_text())["dataset_options"] == list(options)
+    resumed = parse(["--resume", "--run-dir", str(settings.run_dir), "--timesteps", "24"])
+    assert resumed.dataset_options == options
+    assert main(resumed) == 0
+    with pytest.raises(ValueError, match="dataset_options was .*only timesteps may change"):
+        main(parse(["--resume", "--run-dir", str(settings.run_dir), "--dataset-options", "image_size=9"]))
+
+
+def test_what_is_not_said_of_the_data_set_is_the_environments(scans: Path) -> None:
+    given = ("group_pattern=^(a|b)_",)
+    settings = TrainingSettings(env_id="OptiGrad/ImageFolder-v0", data_dir=scans, dataset_options=given)
+    assert training._dataset_options(settings) == {"image_size": 32, "group_pattern": "^(a|b)_"}
+    assert training._dataset_options(TrainingSettings()) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("image_size",), "NAME=VALUE.*'image_size'"),
+        (("=3",), "NAME=VALUE.*'=3'"),
+        (("image_size=3", "image_size=4"), "image_size is given twice"),
+    ],
+)
+def test_what_is_no_option_is_refused_before_anything_is_made(
+    arguments: TrainingSettings, options: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        main(replace(arguments, dataset_options=options))
+    assert not arguments.run_dir.exists()
+
+
+def test_an_option_that_the_data_set_does_not_know_is_refused(arguments: TrainingSettings) -> None:
+    with pytest.raises(ValueError, match="size_of_image"):
+        main(replace(arguments, dataset_options=("size_of_image=3",)))
+    assert not arguments.run_dir.exists()
