@@ -33,7 +33,7 @@ Its trust becomes weights with `update_clip={clip!r}` and `root_anchor={anchor}`
 
 Measured in training, without the safeguard, on validation data under the attacks above: `mean_reward` in nats a round
 over the honest clients' mean. What it does as deployed and under other attacks is measured by `evaluate.py`, on test
-data.
+data. It judges updates by what they do for clean samples, and may let a backdoor pass: see `attack_success` there.
 """
 _TRAINED = "it was trained with `update_clip={update_clip!r}` and `root_anchor={root_anchor}`"
 _NO_OTHER = ("it has seen no other weighting", "it has seen no other weighting since the policy that it began with")

@@ -3,12 +3,13 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from agents.statistics import estimate, paired_scores, read_results
+from agents.statistics import Row, estimate, paired_scores, read_results
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -179,7 +180,7 @@ def test_what_shared_voices_are_worth_is_told_as_it_was_measured() -> None:
 def test_paired_differences_are_told_as_they_were_measured(
     other: str, alpha: str, attacked: bool, sign: int, sentence: str
 ) -> None:
-    rows = read_results(ROOT / "results" / "held_out" / "results.csv")
+    rows = rows_of("held_out")
     chosen = [row for row in rows if row["heterogeneity"] == alpha and (row["malicious_fraction"] > 0) == attacked]
     ours, theirs = paired_scores(chosen, "optigradtrust", other, "test_accuracy", 100)
     found = estimate(sign * (ours - theirs))
@@ -189,7 +190,7 @@ def test_paired_differences_are_told_as_they_were_measured(
 
 
 def test_how_far_the_closest_rule_is_behind_on_fashion_mnist_is_told_as_it_was_measured() -> None:
-    rows = read_results(ROOT / "results" / "held_out_fashion_mnist_rules" / "results.csv")
+    rows = rows_of("held_out_fashion_mnist_rules")
     told = []
     for alpha in ("0.5", "0.1"):
         chosen = [row for row in rows if row["heterogeneity"] == alpha and row["malicious_fraction"] > 0]
@@ -208,11 +209,17 @@ def test_how_far_the_closest_rule_is_behind_on_fashion_mnist_is_told_as_it_was_m
     assert sentence in " ".join(RESULTS.split())
 
 
+@cache
+def rows_of(name: str) -> list[Row]:
+    return read_results(ROOT / "results" / name / "results.csv")
+
+
 def regrets(name: str, rule: str, alpha: str, fraction: float, column: str = "regret") -> dict[str, dict[float, float]]:
-    """By attack and seed, in points."""
+    """By attack and seed, in points; without the attacks that have no such figure."""
     found: dict[str, dict[float, float]] = {}
-    for row in read_results(ROOT / "results" / name / "results.csv"):
-        if (row["rule"], row["heterogeneity"], row["malicious_fraction"]) == (rule, alpha, fraction):
+    for row in rows_of(name):
+        of = (row["rule"], row["heterogeneity"], row["malicious_fraction"])
+        if of == (rule, alpha, fraction) and row[column] is not None:
             found.setdefault(row["attack"], {})[row["seed"]] = 100 * row[column]
     return found
 
@@ -303,6 +310,56 @@ def test_what_a_majority_does_on_digits_is_told_as_it_was_measured() -> None:
         f"{first} points under `zero`, {second} under `optimised_alie`, {third} under `policy_aware`, {fourth} under "
         f"`optimised_ipm`, {fifth} at most under the others.",
     )
+
+
+BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
+
+
+def successes(name: str, rule: str, alpha: str, fraction: float) -> dict[str, list[float]]:
+    """By backdoor, in percent, one value a seed."""
+    found = regrets(name, rule, alpha, fraction, "attack_success")
+    return {attack: [*found[attack].values()] for attack in BACKDOORS}
+
+
+@pytest.mark.parametrize(
+    ("head", "names", "rules"),
+    [
+        ("digits, success", ("held_out", "held_out"), 12),
+        ("Fashion-MNIST, success", FASHION, 3),
+        ("three seeds, success", ("held_out_fashion_mnist_rules",) * 2, 9),
+    ],
+)
+def test_whether_backdoors_succeed_is_told_as_it_was_measured(head: str, names: tuple[str, str], rules: int) -> None:
+    told = list(table(RESULTS, f"| {head} |"))
+    assert len(told) == rules
+    for row in told:
+        one, other = (
+            successes(name, row[head].strip("`"), alpha, 0.3) for alpha, name in zip(("0.5", "0.1"), names, strict=True)
+        )
+        for attack in BACKDOORS:
+            assert row[f"`{attack}`"] == f"{mean(one[attack]):.0f} / {mean(other[attack]):.0f}"
+
+
+def test_how_far_single_runs_and_majorities_take_backdoors_is_told_as_it_was_measured() -> None:
+    def most(names: tuple[str, str], attack: str) -> str:
+        each = [
+            successes(name, "optigradtrust", alpha, 0.3)[attack]
+            for alpha, name in zip(("0.5", "0.1"), names, strict=True)
+        ]
+        return f"{max(map(max, each)):.0f}"
+
+    digits = most(("held_out", "held_out"), "neurotoxin"), most(("held_out", "held_out"), "model_replacement")
+    assert is_told(RESULTS, f"`neurotoxin` reaches {digits[0]} % and `model_replacement` {digits[1]} %.")
+    assert is_told(RESULTS, f"in single runs by up to {most(FASHION, 'dba')} and {most(FASHION, 'neurotoxin')} %.")
+    majority = [successes(f"{FASHION[0]}_majority", "optigradtrust", alpha, 0.6) for alpha in ("0.5", "0.1")]
+    dba, neurotoxin, replaced = (" / ".join(f"{mean(of[attack]):.0f}" for of in majority) for attack in BACKDOORS[:3])
+    sentence = f"`dba` succeeds in {dba} %, `neurotoxin` in {neurotoxin} % and `model_replacement` in {replaced} %"
+    assert is_told(RESULTS, sentence)
+    told = [
+        " and ".join(f"{mean(successes(name, 'optigradtrust', alpha, 0.3)[attack]):.0f}" for attack in BACKDOORS[:2])
+        for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True)
+    ]
+    assert is_told(README, f"`dba` and `neurotoxin` succeed in {told[0]} % at α 0.5 and {told[1]} at 0.1")
 
 
 def test_near_relatives_of_train_attacks_make_no_difference_on_digits() -> None:

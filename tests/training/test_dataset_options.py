@@ -49,7 +49,7 @@ def test_images_of_a_patient_stay_together_where_a_pattern_says_whose_they_are(
     resumed = parse(["--resume", "--run-dir", str(settings.run_dir), "--timesteps", "24"])
     assert resumed.dataset_options == options
     assert main(resumed) == 0
-    with pytest.raises(ValueError, match="dataset_options was .*only timesteps may change"):
+    with pytest.raises(ValueError, match=r"dataset_options was .*only timesteps may change"):
         main(parse(["--resume", "--run-dir", str(settings.run_dir), "--dataset-options", "image_size=9"]))
 
 
