@@ -9,7 +9,7 @@ from typing import Any
 from agents.evaluation.cells import CellResult, Failure
 from agents.evaluation.detection import THRESHOLD
 from agents.evaluation.execution import run_grid
-from agents.evaluation.files import MANIFEST
+from agents.evaluation.files import FEDERATIONS, MANIFEST
 from agents.evaluation.grid import Cell, Grid
 from agents.evaluation.provenance import data_checksums, policies, provenance
 from agents.evaluation.report import write_report
@@ -18,7 +18,7 @@ from agents.evaluation.results import ResultsDirectory
 from fl_core.files import write_json
 
 # What a report says of a run before the last one.
-_RUN = ("command", "revision", "versions", "python", "machine")
+_RUN = ("command", "revision", "versions", "python", "machine", "processor")
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,14 @@ class Benchmark:
         """The results directory, locked; see there for what it refuses."""
         expected = {cell: [one.label for one in self.grid.contestants(cell.env_id)] for cell in self.grid.cells()}
         held_out = {cell.attack: self.grid.is_held_out(cell.attack) for cell in expected}
-        return ResultsDirectory(
+        directory = ResultsDirectory(
             self.out, self._identity(), expected, held_out, overwrite=self.overwrite, reuse=self.reuse
         )
+        if directory.assembled:  # who ran what stands in ``earlier``
+            manifest = json.loads((self.out / MANIFEST).read_text())
+            facts = {**self._facts(0), "assembled_from": [str(path) for path in self.reuse]}
+            write_json(self.out / MANIFEST, {**manifest, "provenance": facts})
+        return directory
 
     def run(
         self,
@@ -102,7 +107,8 @@ class Benchmark:
 
     def _identity(self) -> dict[str, Any]:
         measured = {"data_checksums": data_checksums(self.grid), "detection_threshold": THRESHOLD}
-        return {**self.grid.to_json(), **measured}
+        federations = {env_id: self.grid.federation_settings(env_id) for env_id in dict.fromkeys(self.grid.env_ids)}
+        return {**self.grid.to_json(), **measured, FEDERATIONS: federations}
 
     def _facts(self, done: int) -> dict[str, Any]:
         return {

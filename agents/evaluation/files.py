@@ -26,11 +26,27 @@ RESULTS, TIMINGS, CURVES, FAILURES, MANIFEST, LOCK = (
 PAGE, SUMMARY, MARKDOWN, TABLES, PLOTS = "report.html", "summary.json", "summary.md", "tables", "plots"
 # What a grid may get more of while its results are continued.
 AXES = ("rules", "attacks", "malicious_fractions", "heterogeneities", "seeds", "num_clients")
+# In a manifest's grid, by environment what its federations are set to, defaults included.
+FEDERATIONS = "federations"
 CellKey = tuple[str, ...]
 
 
 class ResultsError(ValueError):
     """A results directory that cannot be used, or that cannot take more."""
+
+
+def differences(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """How two grids, as manifests have them, differ in a setting, in words; nothing if they do not."""
+    if name != FEDERATIONS:
+        return [] if old.get(name) == new.get(name) else [f"{name} was {old.get(name)!r}, is {new.get(name)!r}"]
+    # What one of the versions did not write down, or did not know yet, is nothing that can differ.
+    before, after = old.get(name, {}), new.get(name, {})
+    return [
+        f"{setting} of {env_id} was {before[env_id][setting]!r}, is {value!r}"
+        for env_id in before
+        for setting, value in after.get(env_id, {}).items()
+        if setting in before[env_id] and before[env_id][setting] != value
+    ]
 
 
 class Table:

@@ -21,6 +21,8 @@ from optigrad_env.scenarios import TRAINING_SPLITS
 # Accuracy is the mean over the last rounds, never the maximum.
 FINAL_ROUNDS = 3
 NO_ATTACK = "none"
+# Where the data lies, and what differs from cell to cell.
+_NOT_MEASURED = ("data_dir", "download", "split_seed", "num_clients")
 _AXES = ("env_ids", "num_clients", "attacks", "malicious_fractions", "heterogeneities", "seeds")
 
 
@@ -150,8 +152,15 @@ class Grid:
 
     def _check_clients(self) -> None:
         """Numbers of clients go with malicious fractions, with what rules are told, and with the data there is."""
+        fractions: dict[tuple[int, int], float] = {}
         for cell in self.cells():
             malicious = cell.scenario().num_malicious(cell.num_clients)
+            other = fractions.setdefault((cell.num_clients, malicious), cell.malicious_fraction)
+            if other != cell.malicious_fraction and malicious:
+                raise ValueError(
+                    f"malicious_fraction {other} and {cell.malicious_fraction} of {cell.num_clients} clients are both "
+                    f"{malicious} clients, and the same runs would count twice; take one of them"
+                )
             if cell.malicious_fraction > 0 and malicious == 0:
                 raise ValueError(
                     f"malicious_fraction={cell.malicious_fraction} of {cell.num_clients} clients is not one whole "
@@ -190,6 +199,11 @@ class Grid:
         """The federation of a cell; root data and initial weights are drawn by the seed."""
         settings = _environment_settings(env_id, num_clients, frozen(self.settings))
         return configure(**{**settings, "split_seed": seed})
+
+    def federation_settings(self, env_id: str) -> dict[str, Any]:
+        """What an environment's federations are set to, defaults included, but for what makes no difference."""
+        settings = settings_of(self.config(env_id))
+        return {name: value for name, value in settings.items() if name not in _NOT_MEASURED}
 
     def contestants(self, env_id: str) -> tuple[Contestant, ...]:
         """Policies, rules, references and controls that are run on an environment, in the order of the rows."""

@@ -2,7 +2,9 @@
 
 import hashlib
 import platform
+import re
 import subprocess
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,6 +30,7 @@ def provenance(grid: Grid, command: str) -> dict[str, Any]:
         "versions": {name: _version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
         "seeds": list(grid.seeds),
         "policies": policies(grid),
     }
@@ -73,6 +76,15 @@ def git_revision() -> str | None:
     except (OSError, subprocess.CalledProcessError):
         return None
     return f"{tree} with local changes" if changed else tree
+
+
+def _processor() -> str:
+    """Its model's name, as far as the system tells: results of two processors differ by rounding."""
+    with suppress(OSError):
+        found = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if found:
+            return found.group(1)
+    return platform.processor() or platform.machine()
 
 
 def _git(folder: Path, *arguments: str) -> str:

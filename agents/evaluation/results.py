@@ -39,6 +39,7 @@ from agents.evaluation.files import (
     Table,
     cell_key,
     curves_name,
+    differences,
     key_of,
 )
 from agents.evaluation.grid import Cell
@@ -57,6 +58,9 @@ class ResultsDirectory:
             that is added may have seen it.
         overwrite: Delete the results that are there.
         reuse: Other results directories, whose cells of this grid are taken over if there are none here yet.
+
+    Attributes:
+        assembled: Whether cells were taken over just now.
 
     Raises:
         ResultsError: It holds results of another grid (the message says which setting differs; more rules, policies,
@@ -81,6 +85,7 @@ class ResultsDirectory:
             raise ResultsError(f"cannot make the results directory {path}: {error.strerror}") from error
         self._lock = _locked(path)
         try:
+            self.assembled = False
             fresh = overwrite or not ((path / MANIFEST).exists() or (path / RESULTS).exists())
             # Before anything is deleted: what cannot be reused is an error that costs nothing.
             taken = (reusable(reuse, path, grid), rows_to_reuse(reuse, expected)) if reuse and fresh else None
@@ -88,6 +93,7 @@ class ResultsDirectory:
                 _clear(path)
             if taken is not None:
                 reuse_cells(reuse, path, *taken, expected)
+                self.assembled = True
             manifest = self._check(grid)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
             if manifest is not None:
@@ -178,13 +184,13 @@ class ResultsDirectory:
         except (ValueError, KeyError) as error:
             raise ResultsError(f"{path} is damaged: {error!r}; give --overwrite to start again") from error
         new = json.loads(json.dumps(grid))
-        changed = [name for name in [*new, *(set(old) - set(new))] if old.get(name) != new.get(name)]
+        changed = [name for name in [*new, *(set(old) - set(new))] if differences(name, old, new)]
         if changed and all(_only_more(name, old, new) for name in changed):  # what is there stays what it is
             return {**there, "grid": grid}
         if changed:
-            differences = "; ".join(f"{name} was {old.get(name)!r}, is {new.get(name)!r}" for name in changed)
+            told = "; ".join(found for name in changed for found in differences(name, old, new))
             raise ResultsError(
-                f"{self.path} holds results of another grid ({differences}); give another --out, or --overwrite to "
+                f"{self.path} holds results of another grid ({told}); give another --out, or --overwrite to "
                 "replace them"
             )
         return None

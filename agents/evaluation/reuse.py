@@ -22,6 +22,7 @@ from agents.evaluation.files import (
     ResultsError,
     cell_key,
     curves_name,
+    differences,
     key_of,
     table_lines,
     whole_rows,
@@ -36,6 +37,8 @@ _EQUAL = ("test_accuracy", "test_loss")
 def reusable(sources: Sequence[Path], target: Path, grid: Mapping[str, Any]) -> dict[str, Any]:
     """The manifest that ``target`` gets if a grid's cells are copied from ``sources``; nothing is written.
 
+    Who ran the cells is ``earlier`` there. Its ``provenance`` is still to come: that of who puts them together.
+
     Args:
         sources: Directories, at least one, with the results of grids that differ in their axes at most: rules,
             policies, attacks, seeds, and circumstances may be more or fewer.
@@ -46,13 +49,13 @@ def reusable(sources: Sequence[Path], target: Path, grid: Mapping[str, Any]) -> 
         ResultsError: There are no results, or they were measured otherwise; the message says which setting differs.
     """
     wanted = json.loads(json.dumps(grid))
-    first, *others = (_agreeing(source, target, wanted) for source in sources)
-    runs = list(first.get("earlier", []))
-    for other in others:
-        runs += [*other.get("earlier", []), *([other["provenance"]] if other.get("provenance") else [])]
+    runs: list[dict[str, Any]] = []
+    for source in sources:
+        manifest = _agreeing(source, target, wanted)
+        runs += [*manifest.get("earlier", []), *([manifest["provenance"]] if manifest.get("provenance") else [])]
     # Directories that were themselves put together may share runs; each is told once.
-    earlier = [run for place, run in enumerate(runs) if run not in [first.get("provenance"), *runs[:place]]]
-    return {**first, "grid": wanted, **({"earlier": earlier} if earlier else {})}
+    earlier = [run for place, run in enumerate(runs) if run not in runs[:place]]
+    return {"grid": wanted, **({"earlier": earlier} if earlier else {})}
 
 
 def _agreeing(source: Path, target: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def _agreeing(source: Path, target: Path, wanted: Mapping[str, Any]) -> dict[str
     there = manifest["grid"]
     differing = [name for name in [*wanted, *(set(there) - set(wanted))] if not _agree(name, there, wanted)]
     if differing:
-        told = "; ".join(f"{name} was {there.get(name)!r}, is {wanted.get(name)!r}" for name in differing)
+        told = "; ".join(found for name in differing for found in differences(name, there, wanted))
         raise ResultsError(f"the results in {source} cannot be reused, they were measured otherwise ({told})")
     return manifest
 
@@ -178,4 +181,4 @@ def _agree(name: str, there: Mapping[str, Any], wanted: Mapping[str, Any]) -> bo
         return True
     if name == "policies":  # of the same name the same weights
         return all(wanted[name].get(policy, checksum) == checksum for policy, checksum in there[name].items())
-    return bool(there.get(name) == wanted.get(name))
+    return not differences(name, there, wanted)

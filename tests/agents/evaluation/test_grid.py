@@ -215,6 +215,7 @@ def test_a_policy_in_the_current_directory_has_a_name_all_the_same(
         ({"attacks": ("ipm:size=2",)}, r"size"),
         ({"malicious_fractions": (1.0,)}, r"malicious_fraction.*1\.0"),
         ({"malicious_fractions": (0.1,)}, r"malicious_fraction=0\.1 of 5 clients.*at least 0\.2"),
+        ({"malicious_fractions": (0.2, 0.3)}, r"0\.2 and 0\.3 of 5 clients are both 1 clients.*count twice"),
         ({"heterogeneities": ("0",)}, r"alpha.*0"),
         ({"heterogeneities": ("even",)}, r"'even'.*iid"),
         ({"heterogeneities": ("label_skew_130",)}, r"label_skew_130.*100"),
