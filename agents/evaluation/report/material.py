@@ -29,7 +29,7 @@ from agents.evaluation.report.tables import (
     places,
 )
 from agents.evaluation.summary import by_circumstances, compare, focus, kind_of, regret_by_attack, summarise
-from agents.statistics import TASK, Row
+from agents.statistics import TASK, Row, task_of
 from fl_core.files import write_atomically
 from fl_core.registry import check_known
 from optigrad_env import TRAIN_ATTACKS
@@ -179,10 +179,25 @@ class Material:
             )
         if failures:
             said.append(f"{len(failures)} run(s) failed and are missing from every figure; they are listed below.")
+        said += self.gaps()
         seeds = len({row["seed"] for row in self.rows})
         if seeds < _FEW_SEEDS:
             said.append(f"Only {seeds} seed{'s' * (seeds > 1)}: too few for intervals that one could lean on.")
         return said
+
+    def gaps(self) -> list[str]:
+        """Which rules lack runs under attack that others have, in words."""
+        runs: dict[str, set[tuple[Any, ...]]] = {}
+        for row in self.rows:
+            if row["malicious_fraction"]:
+                runs.setdefault(row["rule"], set()).add((row["seed"], *task_of(row)))
+        every = set().union(*runs.values())
+        return [
+            f"{rule} lacks {len(every - there)} of {len(every)} runs under attack. Its means are over the scenarios that "
+            "it has in every seed, so they flatter a rule that failed under the hard ones."
+            for rule, there in runs.items()
+            if there != every
+        ]
 
     def _draw(self, name: str, title: str, caption: str, make: Callable[[], Figure | None]) -> Iterator[Drawing]:
         with styled():

@@ -63,7 +63,8 @@ def write_report(
         write_atomically(directory / TABLES / f"{table.name}.csv", to_csv(table).encode())
         write_atomically(directory / TABLES / f"{table.name}.tex", to_latex(table).encode())
     write_json(directory / SUMMARY, {**facts, "attacks": material.statuses, "rules": material.entries})
-    write_atomically(directory / MARKDOWN, to_markdown(tables[0]).encode())
+    markdown = [to_markdown(tables[0]), *(f"\n{gap}\n" for gap in material.gaps())]
+    write_atomically(directory / MARKDOWN, "".join(markdown).encode())
     write_atomically(directory / PAGE, to_page(page).encode())
     return Report(directory / PAGE, tables[0], material.entries)
 

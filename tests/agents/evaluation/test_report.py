@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from agents.evaluation import CellResult, write_report
-from agents.evaluation.figures_of_merit import COLUMNS, TIMING_COLUMNS
+from agents.evaluation.figures_of_merit import COLUMNS
 from agents.evaluation.grid import Cell
 from agents.evaluation.report.material import Material
 from agents.evaluation.report.tables import (
@@ -40,18 +40,10 @@ from agents.evaluation.summary import (
     worst_scenario,
 )
 
+from .rows import write_rows
+
 MakeRows = Callable[..., list[dict[str, Any]]]
 FACTS = {"command": "python evaluate.py", "seeds": [0, 1], "policies": {}, "revision": "abc"}
-
-
-def write_rows(directory: Path, rows: list[dict[str, Any]]) -> None:
-    directory.mkdir(parents=True, exist_ok=True)
-    timings = [{**row, "seconds_per_round": 0.01, "server_seconds": 0.001, "feature_seconds": 0.0} for row in rows]
-    for name, columns, lines in (("results.csv", COLUMNS, rows), ("timings.csv", TIMING_COLUMNS, timings)):
-        with (directory / name).open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(lines)
 
 
 @pytest.fixture
