@@ -343,6 +343,13 @@ def test_other_root_data_is_told_as_it_was_measured() -> None:
     assert is_told(README, f"where one class has 60 % too many {biased} ([table]")
 
 
+def test_what_the_quickstart_ends_with_is_told_as_it_was_measured() -> None:
+    regret = {row["rule"]: row["regret"] for row in table("\n" + summary_of("quickstart") + "\n\n", "| rule |")}
+    others = [regret[rule].split(" [")[0] for rule in ("shapley", "fltrust", "fedavg")]
+    told = "regret {} for it, {} for `shapley`, {} for FLTrust, {} for FedAvg."
+    assert is_told(RESULTS, told.format(regret["optigradtrust"], *others))
+
+
 BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
 
 
