@@ -142,11 +142,15 @@ def test_more_attackers_are_told_as_they_were_measured() -> None:
         ("without", ("held_out_fashion_mnist_sybil_exponent_0",) * 2, "anchored_oracle"),
         ("beside others", ("held_out_fashion_mnist_rules",) * 2, "flguard"),
         ("before", ("held_out_fashion_mnist_clone_weight_0",) * 2, "shapley"),
+        ("fitted anew", ("held_out_fitted_anew",) * 2, "logistic"),
     ],
 )
-def test_fashion_mnist_is_told_as_it_was_measured(head: str, names: tuple[str, str], other: str) -> None:
+def test_rules_in_both_heterogeneities_are_told_as_they_were_measured(
+    head: str, names: tuple[str, str], other: str
+) -> None:
     told = list(table(RESULTS, f"| {head} | regret, α 0.5 |"))
-    assert {row[head].strip("`") for row in told} >= {"optigradtrust", other}
+    first = "feature_weights" if head == "fitted anew" else "optigradtrust"
+    assert {row[head].strip("`") for row in told} >= {first, other}
     for row in told:
         for alpha, name in zip(("0.5", "0.1"), names, strict=True):
             measured = circumstances(name, row[head].strip("`"))
@@ -187,6 +191,34 @@ def test_paired_differences_are_told_as_they_were_measured(
     short = f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
     expected = sentence.format(short.replace(" [", " points ["), short=short)
     assert expected in " ".join(README.split())
+
+
+def test_how_far_fitted_rules_are_behind_is_told_as_it_was_measured() -> None:
+    ours = [row for row in rows_of("held_out") if row["rule"] == "optigradtrust"]
+    fresh = rows_of("held_out_fitted_anew")
+    told = {}
+    for other in ("feature_weights", "logistic"):
+        both = [*ours, *(row for row in fresh if row["rule"] == other)]
+        for alpha in ("0.5", "0.1"):
+            chosen = [row for row in both if row["heterogeneity"] == alpha and row["malicious_fraction"] > 0]
+            one, theirs = paired_scores(chosen, "optigradtrust", other, "test_accuracy", 100)
+            assert one.shape == (20, 27)
+            found = estimate(one - theirs)
+            told[other, alpha] = (shown(found.value), f"[{shown(found.low)}, {shown(found.high)}]")
+    (near, spread), (far, around) = told["feature_weights", "0.5"], told["feature_weights", "0.1"]
+    (more, wide), (most, widest) = told["logistic", "0.5"], told["logistic", "0.1"]
+    sentence = (
+        f"ahead of `feature_weights` by {near} points {spread} at α 0.5 and {far} {around} at 0.1, and of `logistic`"
+    )
+    assert is_told(RESULTS, f"{sentence} by {more} {wide} and {most} {widest}.")
+    assert is_told(README, f"is {near} {spread} behind at α 0.5 and {far} {around} at 0.1")
+    apart = []
+    for alpha in ("0.5", "0.1"):
+        one, other = (
+            regrets(name, "oracle", alpha, 0.3, "test_accuracy") for name in ("held_out", "held_out_fitted_anew")
+        )
+        apart += [one[attack][seed] - other[attack][seed] for attack in one for seed in one[attack]]
+    assert is_told(RESULTS, f"the same within {shown(max(map(abs, apart)))} points in every cell")
 
 
 def test_how_far_the_closest_rule_is_behind_on_fashion_mnist_is_told_as_it_was_measured() -> None:
