@@ -193,8 +193,8 @@ class Material:
                 runs.setdefault(row["rule"], set()).add((row["seed"], *task_of(row)))
         every = set().union(*runs.values())
         return [
-            f"{rule} lacks {len(every - there)} of {len(every)} runs under attack. Its means are over the scenarios that "
-            "it has in every seed, so they flatter a rule that failed under the hard ones."
+            f"{rule} lacks {len(every - there)} of {len(every)} runs under attack. Its means are over the scenarios "
+            "that it has in every seed, so they flatter a rule that failed under the hard ones."
             for rule, there in runs.items()
             if there != every
         ]
