@@ -54,6 +54,13 @@ def test_without_an_attack_those_drawn_as_malicious_are_honest() -> None:
     present = env.unwrapped.current_round
     assert not present.corrupted.any()
     torch.testing.assert_close(env.unwrapped.honest_mean(), present.view.updates.mean(dim=0))
+    assert not env.unwrapped._frame().malicious.any()  # nobody is marked in the picture
+
+
+def test_the_picture_marks_those_who_attack() -> None:
+    env = gym.make("OptiGrad/Digits-v0", **SMALL)
+    episode(env, seed=9, options=ATTACKED)
+    assert env.unwrapped._frame().malicious.sum() == 2
 
 
 def test_info_counts_rounds_and_weights_sum_to_one_with_the_root() -> None:
