@@ -41,11 +41,12 @@ _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen 
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
 update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
 beats the first by more than {margin:g} standard errors."""
-_SYBILS = """Clients who send the same share their voices, with `sybil_exponent={exponent:g}`; {seen}.
+_SYBILS = """Clients who send the same share their voices, with {options}; {seen}.
 """
 _NO_SYBILS = """In training clients who send the same shared their voices; deployed they do not.
 """
 _SOURCE = "https://arxiv.org/abs/2507.23638"
+_OF_SYBILS = ("sybil_exponent", "sybil_memory")
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
 
@@ -65,7 +66,7 @@ def model_card(card: Mapping[str, Any]) -> str:
         clip=weighting.update_clip,
         anchor=weighting.root_anchor,
         trained=_trained(weighting, trained) or _NO_OTHER[bool(provenance.get("started_from"))],
-        sybils=_sybils(weighting.sybil_exponent, trained),
+        sybils=_sybils(weighting, trained),
         safeguard=_SAFEGUARD.format(margin=weighting.safeguard_margin)
         if weighting.safeguard
         else "It is deployed without the safeguard.",
@@ -80,14 +81,25 @@ def _trained(weighting: TrustWeighting, trained: Mapping[str, Any] | None) -> st
     return _TRAINED.format(**trained) if trained and other else ""
 
 
-def _sybils(exponent: float, trained: Mapping[str, Any] | None) -> str:
+def _sybils(weighting: TrustWeighting, trained: Mapping[str, Any] | None) -> str:
     """What becomes of sybils, now and in training, if anything ever did."""
+    now = {name: getattr(weighting, name) for name in _OF_SYBILS}
     # What is not said to be otherwise is as in training; a card from before sybils were counted does not name them.
-    before = exponent if trained is None else trained.get("sybil_exponent", 0.0)
-    if not exponent:
-        return _NO_SYBILS if before else ""
-    otherwise = f"it was trained with {before:g}" if before else "it has not seen this in training"
-    return _SYBILS.format(exponent=exponent, seen="as in training" if before == exponent else otherwise)
+    before = now if trained is None else {name: trained.get(name, 0.0) for name in _OF_SYBILS}
+    if not weighting.sybil_exponent:
+        return _NO_SYBILS if before["sybil_exponent"] else ""
+    if before == now:
+        seen = "as in training"
+    elif before["sybil_exponent"]:
+        seen = f"it was trained with {_options(before)}"
+    else:
+        seen = "it has not seen this in training"
+    return _SYBILS.format(options=_options(now), seen=seen)
+
+
+def _options(of_sybils: Mapping[str, float]) -> str:
+    """What is switched on, as it is written in Python."""
+    return " and ".join(f"`{name}={value:g}`" for name, value in of_sybils.items() if value)
 
 
 def _table(facts: Mapping[str, Any]) -> str:

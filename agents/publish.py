@@ -19,7 +19,9 @@ from agents.evaluation.policies import parse_policy
 from agents.run_directory import CONFIG
 
 # What training sees of a weighting: it ends where an update is made, and the safeguard comes after it.
-_TRAINED_WITH = ("update_clip", "root_anchor", "sybil_exponent")
+_TRAINED_WITH = ("update_clip", "root_anchor", "sybil_exponent", "sybil_memory")
+# What a card does not name that is from before there was such a thing.
+_OFF = {"sybil_exponent": 0.0, "sybil_memory": 0.0}
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ def publish(policy: str, directory: Path) -> None:
     # Published again, the policy is what it was.
     trained = provenance.get("trained_with") or {name: getattr(before, name) for name in _TRAINED_WITH}
     provenance = {name: value for name, value in provenance.items() if name != "trained_with"}
-    # A card from before sybils were counted does not name them.
-    if any(getattr(deployed, name) != value for name, value in {"sybil_exponent": 0.0, **trained}.items()):
+    if any(getattr(deployed, name) != value for name, value in {**_OFF, **trained}.items()):
         provenance["trained_with"] = trained
     save_policy(network, directory, provenance, deployed)
 

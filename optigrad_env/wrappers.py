@@ -78,7 +78,8 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
         updates, voices = torch.zeros_like(view.updates), torch.ones(len(view.updates), device=view.updates.device)
         if len(view.accepted):
             updates[~view.rejected] = weighting.clip(view.accepted, view.reference)
-            voices[~view.rejected] = weighting.voices(view.accepted)
+            company = env.memory.with_round(view, weighting.sybil_exponent) if weighting.sybil_memory else None
+            voices[~view.rejected] = weighting.voices(view.accepted, company)
         recorded = (
             env.of_clients(view.fingerprint.observation),
             env.of_clients(round_.corrupted),

@@ -91,8 +91,9 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     weighting_used = replace(weighting_of(policy), **weighting)
     if weighting_used != TrustWeighting():
-        # What is off is not told: policies from before sybils were counted keep the checksums of their results.
-        digest.update(repr(weighting_used).replace(", sybil_exponent=0.0)", ")").encode())
+        # What is off is not told: policies from before there was such a thing keep the checksums of their results.
+        told = repr(weighting_used).replace(", sybil_memory=0.0)", ")").replace(", sybil_exponent=0.0)", ")")
+        digest.update(told.encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")
     if threshold is not None:

@@ -2,13 +2,14 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
-from fl_core.aggregation.gram import cosines
+from fl_core.aggregation.company import CompanyMemory, company_of
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
 from fl_core.registry import check_known
@@ -38,7 +39,10 @@ class TrustWeighting:
     ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its voice,
     ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other too, so nobody loses but those who have more
     company than the median client, by as much as they have more. The idea is FoolsGold's (Fung et al. 2020, arXiv
-    1808.04866): here a round at a time, without a memory, and nobody is left without a voice.
+    1808.04866); here nobody is left without a voice, and without a memory each round stands for itself. With
+    ``sybil_memory`` q, a client's voice is ``min(1, 1/Mᵢ)^q`` for the mean Mᵢ of ``mᵢ/median(m)`` over the rounds that
+    it took part in: who is a little more alike to others than the median client, but in every round, is heard less and
+    less. So are clients who share a backdoor, whatever else each of them learns.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
@@ -58,16 +62,22 @@ class TrustWeighting:
     safeguard: bool = False
     safeguard_margin: float = 0.5
     sybil_exponent: float = 0.0
+    sybil_memory: float = 0.0
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        for name in ("root_anchor", "safeguard_margin", "sybil_exponent"):
+        for name in ("root_anchor", "safeguard_margin", "sybil_exponent", "sybil_memory"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
                 raise ValueError(f"{name} must be a number from 0 to {_LARGEST:g}, got {value!r}")
             object.__setattr__(self, name, float(value))
         if not isinstance(self.safeguard, bool):
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
+        if self.sybil_memory and not self.sybil_exponent:
+            raise ValueError(
+                f"sybil_memory={self.sybil_memory:g} remembers the company that sybil_exponent counts, which is "
+                "switched off: give sybil_exponent too, such as 2"
+            )
 
     def weights(self, trust: Tensor) -> tuple[Tensor, Tensor]:
         """Trust (..., A) to client weights (..., A) and root weight (...,), which together sum to 1."""
@@ -85,18 +95,33 @@ class TrustWeighting:
             norm = norm.maximum(median(norms(updates)))
         return clip_to(updates, norm)
 
-    def voices(self, updates: Tensor) -> Tensor:
-        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1]."""
+    def voices(self, updates: Tensor, remembered: Tensor | None = None) -> Tensor:
+        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1].
+
+        Args:
+            updates: (A, P).
+            remembered: (A,), what ``CompanyMemory`` has of their clients; by default this is the first round.
+        """
         if not self.sybil_exponent or not len(updates):
             return updates.new_ones(len(updates), dtype=torch.float32)
-        # A client that sends nothing has no direction, and is alike to itself alone.
-        company = cosines(updates).fill_diagonal_(1).clamp_min_(0).pow_(self.sybil_exponent).sum(dim=1)
-        return (median(company) / company).clamp_max(1).to(updates.device, torch.float32)
+        if self.sybil_memory and remembered is not None:
+            voices = remembered.reciprocal()
+        else:
+            company = company_of(updates, self.sybil_exponent)
+            voices = median(company) / company
+        voices = voices.clamp_max(1)
+        return (voices**self.sybil_memory if self.sybil_memory else voices).to(updates.device, torch.float32)
 
-    def __call__(self, view: ServerView, trust: Tensor) -> Aggregate:
+    def __call__(self, view: ServerView, trust: Tensor, memory: CompanyMemory | None = None) -> Aggregate:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.
 
         If no trust is left at all, the reference update is used alone.
+
+        Args:
+            view: What the server has.
+            trust: (A,).
+            memory: Of earlier rounds, where company is remembered; this round is added to it. By default this is the
+                first.
 
         Raises:
             ValueError: A view without root data; trust of another shape, or that is negative or not finite.
@@ -106,7 +131,10 @@ class TrustWeighting:
         if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
         if self.sybil_exponent:
-            trust = trust * self.voices(view.accepted)
+            remembered = None
+            if self.sybil_memory and memory is not None:
+                remembered = memory.remember(view, self.sybil_exponent)
+            trust = trust * self.voices(view.accepted, remembered)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
         if self.safeguard:
@@ -129,13 +157,27 @@ class TrustRule(Rule):
     reads_fingerprint: ClassVar[bool] = True
     weighting: TrustWeighting
 
+    @cached_property
+    def memory(self) -> CompanyMemory:
+        """What is remembered of earlier rounds, if the weighting remembers anything."""
+        return CompanyMemory()
+
+    @property
+    def by_client(self) -> bool:  # type: ignore[override]  # a class says it of all its rules, this one of each
+        """See ``Rule``."""
+        return bool(self.weighting.sybil_memory)
+
+    def reset(self) -> None:
+        """See ``Rule.reset``."""
+        self.memory.forget()
+
     @abstractmethod
     def trust(self, view: ServerView) -> Tensor:
         """Trust (A,) of the accepted clients."""
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        return self.weighting(view, self.trust(view))
+        return self.weighting(view, self.trust(view), self.memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,10 +186,13 @@ class GivenTrust(TrustRule):
 
     Attributes:
         values: (N,), one for every client of the view, rejected ones included (theirs are ignored).
+        weighting: How trust becomes an update.
+        memory: Of earlier rounds; by default of none.
     """
 
     values: Tensor
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
+    memory: CompanyMemory = field(default_factory=CompanyMemory)
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, Tensor):
