@@ -17,7 +17,7 @@ import csv
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import fmean
@@ -27,11 +27,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from agents import TrustAggregator, load_policy
-from agents.deployed import weighting_of
-from agents.evaluation.policies import parse_policy
+from agents.evaluation.policies import rule_or_policy
 from fl_core import Federation, Scenario, configure
-from fl_core.aggregation import Rule, make_rule, rule_names
+from fl_core.aggregation import Rule
 from fl_core.aggregation.reference import AnchoredOracle, Oracle
 from fl_core.attacks import AdversaryView, Attack, Knowledge, make_attack, register_attack
 from fl_core.attacks.search import line_search
@@ -124,7 +122,7 @@ def check(arguments: Arguments) -> None:
     check_known("train attack", arguments.attacks, TRAIN_ATTACKS)
     check_known("form", arguments.forms, FORMS)
     for label in arguments.policies:
-        made(label)
+        rule_or_policy(label)
 
 
 def usual_strength(attack: str) -> float:
@@ -148,15 +146,6 @@ def attacks(
             yield name, {"colluding": colluding}
 
 
-def made(label: str) -> Rule:
-    """A rule by its name, or a policy with its options."""
-    if label in rule_names():
-        return make_rule(label)
-    source, options = parse_policy(label)
-    policy = load_policy(source)
-    return TrustAggregator(policy, replace(weighting_of(policy), **options))
-
-
 @torch.no_grad()
 def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) -> float:
     """Validation accuracy in percent of one federation under a policy or rule."""
@@ -169,7 +158,7 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
         "oracle": Oracle().told(federation.malicious),
         "anchored_oracle": AnchoredOracle().told(federation.malicious),
     }
-    rule = known.get(label) or made(label)
+    rule = known.get(label) or rule_or_policy(label)
     rule.reset()
     nothing, accuracies = torch.zeros(1, federation.layout.num_shared), []
     for number in range(ROUNDS):

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from agents.deployed import PRETRAINED, WEIGHTS, load_policy, read_card, weighting_of
+from agents.deployed import PRETRAINED, WEIGHTS, TrustAggregator, load_policy, read_card, weighting_of
 from agents.evaluation.options import parse_options
 from agents.trust_net import TrustNet
-from fl_core.aggregation import TrustWeighting
+from fl_core.aggregation import Rule, TrustWeighting, make_rule, rule_names
 from fl_core.registry import check_known
 
 # "The policy that is shipped for this data set": one row in a table over several data sets.
@@ -59,6 +59,20 @@ def parse_policy(spec: str) -> tuple[str, dict[str, Any]]:
     options = parse_options(spec, path, given)
     check_known("option of a policy", options, [each.name for each in fields(TrustWeighting)])
     return path, options
+
+
+def rule_or_policy(spec: str) -> Rule:
+    """The rule of this name, or a policy as a rule, weighed as its card and the options behind it say.
+
+    Raises:
+        PolicyFileError: There is neither.
+        ValueError: An option that a weighting does not have, or a value that it cannot have.
+    """
+    if spec in rule_names():
+        return make_rule(spec)
+    source, options = parse_policy(spec)
+    policy = load_policy(source)
+    return TrustAggregator(policy, replace(weighting_of(policy), **options))
 
 
 def policy_label(spec: str) -> str:

@@ -1,0 +1,74 @@
+"""What the memory of company was chosen by: triggers that are not the benchmark's, and what is measured under them."""
+
+import csv
+import importlib.util
+import sys
+from math import isnan
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from agents.deployed import PolicyFileError, TrustAggregator, weighting_of
+from agents.evaluation.policies import rule_or_policy
+from fl_core.aggregation import make_rule
+from fl_core.attacks import base, make_attack
+
+FILE = Path(__file__).parents[2] / "benchmarks" / "backdoors.py"
+
+
+@pytest.fixture
+def backdoors(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The program as a module; the attack that it registers is gone after the test."""
+    monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
+    spec = importlib.util.spec_from_file_location("backdoors", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "backdoors", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_no_trigger_is_one_of_the_benchmarks_nor_like_another(backdoors: ModuleType) -> None:
+    images = torch.zeros(1, 1, 28, 28)
+    shown = [trigger(images) for trigger in backdoors.TRIGGERS.values()]
+    shown += [make_attack(name).triggered(images, torch.ones(1).long())[0] for name in ("dba", "neurotoxin")]
+    changed = torch.stack([one[0, 0] != 0 for one in shown]).flatten(1)
+    assert (changed.sum(dim=1) > 8).all()
+    patches = changed[[0, 1, 3, 4]].float()  # without the wave, which is everywhere
+    assert (patches @ patches.T).fill_diagonal_(0).max() == 0
+    assert not images.any()
+
+
+def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(
+    backdoors: ModuleType, tmp_path: Path
+) -> None:
+    policies = ("oracle_is_none_of_these", "fedavg")
+    arguments = backdoors.Arguments(
+        policies, "OptiGrad/Digits-v0", seeds=1, num_clients=8, alphas=(0.5,), triggers=("none", "cross")
+    )
+    with pytest.raises(PolicyFileError, match="no shipped policy of this name"):
+        backdoors.main(arguments)
+    success, accuracy = backdoors.figures(arguments, "fedavg", "cross", 0.5, 3)
+    honest, clean = backdoors.figures(arguments, "fedavg", "none", 0.5, 3)
+    assert success > 50
+    assert isnan(honest)  # nobody aims at anything
+    assert accuracy > 60
+    assert clean > 60
+    kept, _ = backdoors.figures(arguments, "digits:sybil_exponent=1,sybil_memory=8", "cross", 0.5, 3)
+    assert kept < 0.5 * success
+    row = dict.fromkeys(backdoors.COLUMNS, 1)
+    for _ in range(2):
+        backdoors.append(tmp_path / "rows.csv", [row])
+    with (tmp_path / "rows.csv").open() as file:
+        assert list(csv.DictReader(file)) == [dict.fromkeys(backdoors.COLUMNS, "1")] * 2
+
+
+def test_a_name_is_a_rules_or_a_policys_with_options() -> None:
+    assert rule_or_policy("shapley") == make_rule("shapley")
+    policy = rule_or_policy("fashion_mnist:sybil_exponent=1,sybil_memory=8,root_anchor=2")
+    assert isinstance(policy, TrustAggregator)
+    assert (policy.weighting.sybil_memory, policy.weighting.root_anchor) == (8, 2)
+    assert policy.weighting.update_clip == weighting_of(policy.policy).update_clip
