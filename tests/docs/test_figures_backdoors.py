@@ -1,0 +1,54 @@
+"""Whether backdoors succeed is told as it was measured."""
+
+import pytest
+
+from .figures import FASHION, README, RESULTS, is_told, mean, regrets, table
+
+BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
+
+
+def successes(name: str, rule: str, alpha: str, fraction: float) -> dict[str, list[float]]:
+    """By backdoor, in percent, one value a seed."""
+    found = regrets(name, rule, alpha, fraction, "attack_success")
+    return {attack: [*found[attack].values()] for attack in BACKDOORS}
+
+
+@pytest.mark.parametrize(
+    ("head", "names", "rules"),
+    [
+        ("digits, success", ("held_out", "held_out"), 12),
+        ("Fashion-MNIST, success", FASHION, 3),
+        ("three seeds, success", ("held_out_fashion_mnist_rules",) * 2, 9),
+    ],
+)
+def test_whether_backdoors_succeed_is_told_as_it_was_measured(head: str, names: tuple[str, str], rules: int) -> None:
+    told = list(table(RESULTS, f"| {head} |"))
+    assert len(told) == rules
+    for row in told:
+        one, other = (
+            successes(name, row[head].strip("`"), alpha, 0.3) for alpha, name in zip(("0.5", "0.1"), names, strict=True)
+        )
+        for attack in BACKDOORS:
+            assert row[f"`{attack}`"] == f"{mean(one[attack]):.0f} / {mean(other[attack]):.0f}"
+
+
+def test_how_far_single_runs_and_majorities_take_backdoors_is_told_as_it_was_measured() -> None:
+    def most(names: tuple[str, str], attack: str) -> str:
+        each = [
+            successes(name, "optigradtrust", alpha, 0.3)[attack]
+            for alpha, name in zip(("0.5", "0.1"), names, strict=True)
+        ]
+        return f"{max(map(max, each)):.0f}"
+
+    digits = most(("held_out", "held_out"), "neurotoxin"), most(("held_out", "held_out"), "model_replacement")
+    assert is_told(RESULTS, f"`neurotoxin` reaches {digits[0]} % and `model_replacement` {digits[1]} %.")
+    assert is_told(RESULTS, f"in single runs by up to {most(FASHION, 'dba')} and {most(FASHION, 'neurotoxin')} %.")
+    majority = [successes(f"{FASHION[0]}_majority", "optigradtrust", alpha, 0.6) for alpha in ("0.5", "0.1")]
+    dba, neurotoxin, replaced = (" / ".join(f"{mean(of[attack]):.0f}" for of in majority) for attack in BACKDOORS[:3])
+    sentence = f"`dba` succeeds in {dba} %, `neurotoxin` in {neurotoxin} % and `model_replacement` in {replaced} %"
+    assert is_told(RESULTS, sentence)
+    told = [
+        " and ".join(f"{mean(successes(name, 'optigradtrust', alpha, 0.3)[attack]):.0f}" for attack in BACKDOORS[:2])
+        for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True)
+    ]
+    assert is_told(README, f"`dba` and `neurotoxin` succeed in {told[0]} % at α 0.5 and {told[1]} at 0.1")
