@@ -41,12 +41,13 @@ _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen 
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
 update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
 beats the first by more than {margin:g} standard errors."""
-_SYBILS = """Clients who send the same share their voices, with {options}; {seen}.
+_SYBILS = """Clients who send the same share their voices{remembered}, with {options}; {seen}.
 """
+_REMEMBERED = ", and those who are more alike than most in every round are heard less and less"
 _NO_SYBILS = """In training clients who send the same shared their voices; deployed they do not.
 """
 _SOURCE = "https://arxiv.org/abs/2507.23638"
-_OF_SYBILS = ("sybil_exponent", "sybil_memory")
+_OF_SYBILS = ("sybil_exponent", "sybil_power")
 # What has a heading of its own.
 _ELSEWHERE = ("metrics", "trained_with")
 
@@ -94,7 +95,8 @@ def _sybils(weighting: TrustWeighting, trained: Mapping[str, Any] | None) -> str
         seen = f"it was trained with {_options(before)}"
     else:
         seen = "it has not seen this in training"
-    return _SYBILS.format(options=_options(now), seen=seen)
+    remembered = _REMEMBERED if weighting.sybil_power else ""
+    return _SYBILS.format(remembered=remembered, options=_options(now), seen=seen)
 
 
 def _options(of_sybils: Mapping[str, float]) -> str:

@@ -19,9 +19,9 @@ from agents.evaluation.policies import parse_policy
 from agents.run_directory import CONFIG
 
 # What training sees of a weighting: it ends where an update is made, and the safeguard comes after it.
-_TRAINED_WITH = ("update_clip", "root_anchor", "sybil_exponent", "sybil_memory")
+_TRAINED_WITH = ("update_clip", "root_anchor", "sybil_exponent", "sybil_power")
 # What a card does not name that is from before there was such a thing.
-_OFF = {"sybil_exponent": 0.0, "sybil_memory": 0.0}
+_OFF = {"sybil_exponent": 0.0, "sybil_power": 0.0}
 
 
 @dataclass(frozen=True)

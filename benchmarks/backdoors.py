@@ -1,6 +1,6 @@
 """How far backdoors get under a policy, where choices may be made: triggers of its own, validation data.
 
-    python benchmarks/backdoors.py fashion_mnist fashion_mnist:sybil_exponent=1,sybil_memory=8 --data-dir DIR
+    python benchmarks/backdoors.py fashion_mnist fashion_mnist:sybil_exponent=1,sybil_power=12 --data-dir DIR
 
 Three triggers that no attack of the benchmark has: a light cross, a small chessboard, a wave over the whole image, each
 by clients who label half of every batch as class 3; and no attack. 20 clients, 30 % of them malicious, Dirichlet α 0.5
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from agents.evaluation.policies import rule_or_policy
 from fl_core import Federation, Scenario, configure
+from fl_core.aggregation import ReferenceRule
 from fl_core.attacks import LocalData, register_attack
 from fl_core.attacks.backdoor import Backdoor
 from fl_core.registry import check_known
@@ -112,6 +113,15 @@ class Arguments:
     """Where rows are appended."""
 
 
+def check(arguments: Arguments) -> None:
+    """Raises a ValueError for what would otherwise stop the run in its middle."""
+    check_known("trigger", arguments.triggers, (NONE, *TRIGGERS))
+    check_known("environment", [arguments.env_id], ENVIRONMENTS)
+    for label in arguments.policies:
+        if isinstance(rule_or_policy(label), ReferenceRule):
+            raise ValueError(f"{label} must be told who is malicious, and is no defence; leave it out")
+
+
 @torch.no_grad()
 def figures(arguments: Arguments, label: str, trigger: str, alpha: float, seed: int) -> tuple[float, float]:
     """Success (NaN without an attack) and accuracy in percent of one federation under a policy or rule."""
@@ -133,9 +143,8 @@ def figures(arguments: Arguments, label: str, trigger: str, alpha: float, seed: 
 
 def main(arguments: Arguments) -> None:
     """Runs policy after policy; prints and appends to the file a line for each trigger and α."""
-    check_known("trigger", arguments.triggers, (NONE, *TRIGGERS))
-    for label in arguments.policies:
-        rule_or_policy(label)
+    check(arguments)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:

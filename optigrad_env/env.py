@@ -169,7 +169,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))
         self._aggregate: Aggregate | None = None
-        self.memory = CompanyMemory()
+        self.company = CompanyMemory()
         self._history = History([self._accuracy], [self._features(self._round)])
         return self._observation(self._round), self._info(self._round)
 
@@ -179,7 +179,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         if self.federation.round >= self.rounds:
             raise ResetNeeded(f"the episode ended after {self.rounds} rounds; call reset()")
         trust = trust_of_action(action, self._num_clients)[ended.participants]
-        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self.memory)(ended.view)
+        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self.company)(ended.view)
         loss_before = self._loss
         honest_loss, honest_accuracy = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
         self.federation.apply(self._aggregate.update)
@@ -260,7 +260,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             "np_random_seed": self.np_random_seed,
             "scores": (self._loss, self._accuracy),
             "aggregate": None if self._aggregate is None else vars(self._aggregate).copy(),
-            "memory": copy.deepcopy(self.memory),
+            "company": copy.deepcopy(self.company),
             "history": self._history.copy(),
         }
 
@@ -277,7 +277,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._np_random_seed = state["np_random_seed"]
         self._loss, self._accuracy = state["scores"]
         self._aggregate = None if state["aggregate"] is None else Aggregate(**state["aggregate"])
-        self.memory = copy.deepcopy(state["memory"])
+        self.company = copy.deepcopy(state["company"])
         self._history = state["history"].copy()
 
     def _settings(self) -> dict[str, Any]:
@@ -379,7 +379,7 @@ def federated(env: gym.Env[Any, Any]) -> OptiGradEnv:
     return inner
 
 
-_STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "memory", "history")
+_STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "company", "history")
 _FIXED = (
     "the number of clients and their participation can vary only where the observation has a mask, as in "
     "OptiGrad/DigitsMasked-v0; got {}"

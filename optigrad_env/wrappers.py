@@ -59,11 +59,20 @@ def _from_arrays(*arrays: NDArray[Any]) -> RecordedRound:
 
 
 class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
-    """Gives the round that waits for an action as data: for offline stages of training. Holds truth."""
+    """Gives the round that waits for an action as data: for offline stages of training. Holds truth.
+
+    Raises:
+        ValueError: The environment's weighting has a ``sybil_power``.
+    """
 
     def __init__(self, env: gym.Env[Any, Action]) -> None:
         RecordConstructorArgs.__init__(self)
-        federated(env)
+        power = federated(env).federation.config.weighting.sybil_power
+        if power:
+            raise ValueError(
+                f"with sybil_power={power:g} a client's voice is also of the trust that was given in earlier rounds, "
+                "which a recorded round does not hold: record with sybil_power=0; a policy can be deployed with it"
+            )
         super().__init__(env)
 
     def recorded_round(self) -> RecordedRound:
@@ -78,8 +87,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
         updates, voices = torch.zeros_like(view.updates), torch.ones(len(view.updates), device=view.updates.device)
         if len(view.accepted):
             updates[~view.rejected] = weighting.clip(view.accepted, view.reference)
-            company = env.memory.with_round(view, weighting.sybil_exponent) if weighting.sybil_memory else None
-            voices[~view.rejected] = weighting.voices(view.accepted, company)
+            voices[~view.rejected] = weighting.voices(view.accepted)
         recorded = (
             env.of_clients(view.fingerprint.observation),
             env.of_clients(round_.corrupted),

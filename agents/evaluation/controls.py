@@ -36,6 +36,11 @@ class ShuffledFeatures(Rule):
     rule: TrustRule
     seed: int = 0
 
+    @property
+    def by_client(self) -> bool:  # type: ignore[override]  # as in ``TrustRule``
+        """See ``Rule``."""
+        return self.rule.by_client
+
     def reset(self) -> None:
         """See ``Rule.reset``."""
         self.rule.reset()
@@ -46,7 +51,7 @@ class ShuffledFeatures(Rule):
         generator = np.random.default_rng([self.seed, view.round])
         # The cached property's own place: the view computes its fingerprint only if nobody has put one there.
         seen.__dict__["fingerprint"] = _permuted(view.fingerprint, ~view.rejected, generator)
-        return self.rule.weighting(view, self.rule.trust(seen), self.rule.memory)
+        return self.rule.weighting(view, self.rule.trust(seen), self.rule.company)
 
 
 def _permuted(fingerprint: Fingerprint, accepted: torch.Tensor, generator: np.random.Generator) -> Fingerprint:

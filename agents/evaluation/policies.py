@@ -62,13 +62,15 @@ def parse_policy(spec: str) -> tuple[str, dict[str, Any]]:
 
 
 def rule_or_policy(spec: str) -> Rule:
-    """The rule of this name, or a policy as a rule, weighed as its card and the options behind it say.
+    """The rule of this name, pre-aggregations before it included, or a policy as a rule, weighed as its card says.
+
+    A policy may have options behind it, see ``parse_policy``.
 
     Raises:
         PolicyFileError: There is neither.
         ValueError: An option that a weighting does not have, or a value that it cannot have.
     """
-    if spec in rule_names():
+    if spec.rpartition("+")[2] in rule_names():
         return make_rule(spec)
     source, options = parse_policy(spec)
     policy = load_policy(source)
@@ -106,7 +108,7 @@ def policy_facts(source: str, **weighting: Any) -> PolicyFacts:
     weighting_used = replace(weighting_of(policy), **weighting)
     if weighting_used != TrustWeighting():
         # What is off is not told: policies from before there was such a thing keep the checksums of their results.
-        told = repr(weighting_used).replace(", sybil_memory=0.0)", ")").replace(", sybil_exponent=0.0)", ")")
+        told = repr(weighting_used).replace(", sybil_power=0.0)", ")").replace(", sybil_exponent=0.0)", ")")
         digest.update(told.encode())
     seen = provenance.get("attacks_seen")
     threshold = provenance.get("detection_threshold")

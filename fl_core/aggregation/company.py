@@ -24,11 +24,22 @@ def company_of(updates: Tensor, exponent: float) -> Tensor:
     return cosines(updates).fill_diagonal_(1).clamp_min_(0).pow_(exponent).sum(dim=1)
 
 
+def trusted_median(values: Tensor, trust: Tensor) -> Tensor:
+    """Median (), of values (A,) that count by trust (A,), 0 or more; the plain one if nobody is trusted."""
+    order = values.argsort(stable=True)
+    counted = trust.to(values)[order].cumsum(dim=0)
+    if float(counted[-1]) <= 0:
+        return median(values)
+    return values[order][int((counted < counted[-1] / 2).sum())]
+
+
 @dataclass(eq=False)
 class CompanyMemory:
     """The company of each client relative to the median client's, as a mean over the rounds that it took part in.
 
-    Attackers with one aim are alike in every round; honest clients whose batches are alike by chance, in some.
+    Attackers with one aim are alike in every round; honest clients whose batches are alike by chance, in some. In the
+    median clients count by their trust: otherwise attackers without any company, who send noise, would make that of
+    the honest ones suspect.
     """
 
     _sums: dict[int, tuple[float, int]] = field(default_factory=dict)
@@ -37,19 +48,22 @@ class CompanyMemory:
         """Before a federation's first round."""
         self._sums.clear()
 
-    def with_round(self, view: ServerView, exponent: float) -> Tensor:
-        """The accepted clients' means (A,) float64, this round's included; nothing is remembered."""
-        if not len(view.accepted):
-            return torch.empty(0, dtype=torch.float64)
-        company = company_of(view.accepted, exponent)
-        past = [self._sums.get(client, (0.0, 0)) for client in view.accepted_clients.tolist()]
-        sums, rounds = torch.tensor(past, dtype=torch.float64).unbind(dim=1)
-        return (sums + company / median(company)) / (rounds + 1)
+    def remember(self, view: ServerView, exponent: float, trust: Tensor) -> Tensor:
+        """Adds a round.
 
-    def remember(self, view: ServerView, exponent: float) -> Tensor:
-        """Like ``with_round``, and from now on this round is one of the past."""
-        means = self.with_round(view, exponent)
-        for client, mean in zip(view.accepted_clients.tolist(), means.tolist(), strict=True):
-            rounds = self._sums.get(client, (0.0, 0))[1] + 1
-            self._sums[client] = mean * rounds, rounds
-        return means
+        Args:
+            view: The round.
+            exponent: p of ``company_of``.
+            trust: (A,), of the accepted clients, A at least 1.
+
+        Returns:
+            (A,) float64 on the CPU, above 0: their means, this round's included.
+        """
+        company = company_of(view.accepted, exponent)
+        relative = company / trusted_median(company, trust.cpu())
+        means = []
+        for client, value in zip(view.accepted_clients.tolist(), relative.tolist(), strict=True):
+            total, rounds = self._sums.get(client, (0.0, 0))
+            self._sums[client] = total + value, rounds + 1
+            means.append((total + value) / (rounds + 1))
+        return torch.tensor(means, dtype=torch.float64)

@@ -2,11 +2,12 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, weighted_mean
-from fl_core.aggregation.trust import TrustWeighting
+from fl_core.aggregation.trust import TrustRule, TrustWeighting
 from fl_core.aggregation.view import ServerView
 
 
@@ -52,12 +53,14 @@ class _HonestMean(Rule):
 
 
 @dataclass(frozen=True)
-class _AnchoredHonestMean(Rule):
+class _AnchoredHonestMean(TrustRule):
+    needs_root: ClassVar[bool] = False  # the weighting says so, in words that do not name a private class
+    reads_fingerprint: ClassVar[bool] = False
     honest: Tensor
     weighting: TrustWeighting
 
-    def aggregate(self, view: ServerView) -> Aggregate:
-        return self.weighting(view, _honest_rows(self.honest, view))
+    def trust(self, view: ServerView) -> Tensor:
+        return _honest_rows(self.honest, view)
 
 
 @register_rule("oracle")

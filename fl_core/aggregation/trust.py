@@ -16,6 +16,8 @@ from fl_core.registry import check_known
 
 # Of the root's trust and of the margin: far beyond what makes a difference, and within what float32 holds.
 _LARGEST = 1e6
+# No voice becomes nothing: trust would be divided by none.
+_FAINTEST = 1e-30
 CLIPS = ("none", "median", "reference", "median_or_reference")
 # Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
 _KEPT = (1.0, 0.75, 0.5, 0.25)
@@ -39,10 +41,12 @@ class TrustWeighting:
     ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its voice,
     ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other too, so nobody loses but those who have more
     company than the median client, by as much as they have more. The idea is FoolsGold's (Fung et al. 2020, arXiv
-    1808.04866); here nobody is left without a voice, and without a memory each round stands for itself. With
-    ``sybil_memory`` q, a client's voice is ``min(1, 1/Mᵢ)^q`` for the mean Mᵢ of ``mᵢ/median(m)`` over the rounds that
-    it took part in: who is a little more alike to others than the median client, but in every round, is heard less and
-    less. So are clients who share a backdoor, whatever else each of them learns.
+    1808.04866): here nobody is left without a voice, and each round stands for itself.
+
+    With a *power* q a client's voice is ``min(1, 1/Mᵢ)^q`` instead: Mᵢ is the mean, over the rounds that it took part
+    in, of ``mᵢ`` relative to the median client's, and in the median clients count by their trust. So who is a little
+    more alike to others than most, but in every round, is heard less and less. Among them are clients who share a
+    backdoor, whatever else each of them learns.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
@@ -62,21 +66,21 @@ class TrustWeighting:
     safeguard: bool = False
     safeguard_margin: float = 0.5
     sybil_exponent: float = 0.0
-    sybil_memory: float = 0.0
+    sybil_power: float = 0.0
 
     def __post_init__(self) -> None:
         check_known("update_clip", [self.update_clip], CLIPS)
-        for name in ("root_anchor", "safeguard_margin", "sybil_exponent", "sybil_memory"):
+        for name in ("root_anchor", "safeguard_margin", "sybil_exponent", "sybil_power"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
                 raise ValueError(f"{name} must be a number from 0 to {_LARGEST:g}, got {value!r}")
             object.__setattr__(self, name, float(value))
         if not isinstance(self.safeguard, bool):
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
-        if self.sybil_memory and not self.sybil_exponent:
+        if self.sybil_power and not self.sybil_exponent:
             raise ValueError(
-                f"sybil_memory={self.sybil_memory:g} remembers the company that sybil_exponent counts, which is "
-                "switched off: give sybil_exponent too, such as 2"
+                f"sybil_power={self.sybil_power:g} is of the company that sybil_exponent=0 does not count: give "
+                "sybil_exponent too, such as 1, or sybil_power=0"
             )
 
     def weights(self, trust: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,24 +99,28 @@ class TrustWeighting:
             norm = norm.maximum(median(norms(updates)))
         return clip_to(updates, norm)
 
-    def voices(self, updates: Tensor, remembered: Tensor | None = None) -> Tensor:
-        """What the trust of each of the updates (A, P) is multiplied by, (A,) float32 in (0, 1].
-
-        Args:
-            updates: (A, P).
-            remembered: (A,), what ``CompanyMemory`` has of their clients; by default this is the first round.
-        """
+    def voices(self, updates: Tensor) -> Tensor:
+        """What the trust of updates (A, P) is multiplied by in a round by itself, (A,) float32 in (0, 1]."""
         if not self.sybil_exponent or not len(updates):
             return updates.new_ones(len(updates), dtype=torch.float32)
-        if self.sybil_memory and remembered is not None:
-            voices = remembered.reciprocal()
-        else:
-            company = company_of(updates, self.sybil_exponent)
-            voices = median(company) / company
-        voices = voices.clamp_max(1)
-        return (voices**self.sybil_memory if self.sybil_memory else voices).to(updates.device, torch.float32)
+        company = company_of(updates, self.sybil_exponent)
+        return (median(company) / company).clamp_max(1).to(updates.device, torch.float32)
 
-    def __call__(self, view: ServerView, trust: Tensor, memory: CompanyMemory | None = None) -> Aggregate:
+    def heard(self, view: ServerView, trust: Tensor, company: CompanyMemory | None = None) -> Tensor:
+        """Trust (A,) of the accepted clients, multiplied by their voices.
+
+        Args:
+            view: What the server has.
+            trust: (A,).
+            company: Of earlier rounds; where there is a power, this round is added to it. By default there are none.
+        """
+        if not self.sybil_power:
+            return trust * self.voices(view.accepted) if self.sybil_exponent else trust
+        company = CompanyMemory() if company is None else company
+        voices = company.remember(view, self.sybil_exponent, trust).reciprocal().clamp_max(1) ** self.sybil_power
+        return trust * voices.clamp_min(_FAINTEST).to(trust)
+
+    def __call__(self, view: ServerView, trust: Tensor, company: CompanyMemory | None = None) -> Aggregate:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.
 
         If no trust is left at all, the reference update is used alone.
@@ -120,21 +128,16 @@ class TrustWeighting:
         Args:
             view: What the server has.
             trust: (A,).
-            memory: Of earlier rounds, where company is remembered; this round is added to it. By default this is the
-                first.
+            company: See ``heard``.
 
         Raises:
             ValueError: A view without root data; trust of another shape, or that is negative or not finite.
         """
         reference = require_reference(view, "trust-weighted aggregation")
         _check_trust(trust, len(view.accepted))
+        trust = self.heard(view, trust, company)
         if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
-        if self.sybil_exponent:
-            remembered = None
-            if self.sybil_memory and memory is not None:
-                remembered = memory.remember(view, self.sybil_exponent)
-            trust = trust * self.voices(view.accepted, remembered)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
         if self.safeguard:
@@ -158,18 +161,18 @@ class TrustRule(Rule):
     weighting: TrustWeighting
 
     @cached_property
-    def memory(self) -> CompanyMemory:
+    def company(self) -> CompanyMemory:
         """What is remembered of earlier rounds, if the weighting remembers anything."""
         return CompanyMemory()
 
     @property
     def by_client(self) -> bool:  # type: ignore[override]  # a class says it of all its rules, this one of each
         """See ``Rule``."""
-        return bool(self.weighting.sybil_memory)
+        return bool(self.weighting.sybil_power)
 
     def reset(self) -> None:
         """See ``Rule.reset``."""
-        self.memory.forget()
+        self.company.forget()
 
     @abstractmethod
     def trust(self, view: ServerView) -> Tensor:
@@ -177,7 +180,7 @@ class TrustRule(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        return self.weighting(view, self.trust(view), self.memory)
+        return self.weighting(view, self.trust(view), self.company)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,12 +190,12 @@ class GivenTrust(TrustRule):
     Attributes:
         values: (N,), one for every client of the view, rejected ones included (theirs are ignored).
         weighting: How trust becomes an update.
-        memory: Of earlier rounds; by default of none.
+        company: What is remembered of earlier rounds; by default nothing.
     """
 
     values: Tensor
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
-    memory: CompanyMemory = field(default_factory=CompanyMemory)
+    company: CompanyMemory = field(default_factory=CompanyMemory)
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, Tensor):

@@ -11,7 +11,7 @@ from agents.deployed import MODEL_CARD, WEIGHTS, read_card, weighting_of
 from agents.publish import publish
 from fl_core.aggregation import TrustWeighting
 
-TRAINED = {"update_clip": "median", "root_anchor": 1.0, "sybil_exponent": 0.0, "sybil_memory": 0.0}
+TRAINED = {"update_clip": "median", "root_anchor": 1.0, "sybil_exponent": 0.0, "sybil_power": 0.0}
 
 
 @pytest.fixture
@@ -61,9 +61,12 @@ def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_
     assert "`sybil_exponent=2`; as in training." in (trained / MODEL_CARD).read_text()
     publish(f"{trained}:sybil_exponent=3", tmp_path / "more")
     assert "`sybil_exponent=3`; it was trained with `sybil_exponent=2`." in (tmp_path / "more" / MODEL_CARD).read_text()
-    publish(f"{trained}:sybil_exponent=1,sybil_memory=8", tmp_path / "memory")
-    page = (tmp_path / "memory" / MODEL_CARD).read_text()
-    assert "`sybil_exponent=1` and `sybil_memory=8`; it was trained with `sybil_exponent=2`." in page
+    publish(f"{trained}:sybil_exponent=1,sybil_power=8", tmp_path / "power")
+    page = (tmp_path / "power" / MODEL_CARD).read_text()
+    assert "in every round are heard less and less, with `sybil_exponent=1` and `sybil_power=8`;" in page.replace(
+        "\n", " "
+    )
+    assert "it was trained with `sybil_exponent=2`." in page
     publish(f"{trained}:sybil_exponent=0", tmp_path / "none")
     assert "shared their voices; deployed they do not." in (tmp_path / "none" / MODEL_CARD).read_text()
 
@@ -71,7 +74,7 @@ def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_
 def test_a_card_from_before_sybils_were_counted_remembers_what_it_was_trained_with(run: str, tmp_path: Path) -> None:
     publish(f"{run}:root_anchor=2", tmp_path / "old")
     card = json.loads((tmp_path / "old" / "policy.json").read_text())
-    for name in ("sybil_exponent", "sybil_memory"):
+    for name in ("sybil_exponent", "sybil_power"):
         del card["weighting"][name], card["provenance"]["trained_with"][name]
     (tmp_path / "old" / "policy.json").write_text(json.dumps(card))
     publish(f"{tmp_path / 'old'}:root_anchor=1,sybil_exponent=2", tmp_path / "out")

@@ -104,7 +104,6 @@ def reward_and_gap(envs: VecEnv, federations: list[Any], policy: TrustNet) -> tu
         {"objective": "fedprox"},
         {"num_clients": 3},
         {"sybil_exponent": 2.0},
-        {"sybil_exponent": 1.0, "sybil_memory": 8.0},
     ],
 )
 def test_the_gap_of_a_recorded_round_is_the_reward_that_the_environment_paid(

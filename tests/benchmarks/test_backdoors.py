@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import sys
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from types import ModuleType
@@ -51,14 +52,24 @@ def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(
     )
     with pytest.raises(PolicyFileError, match="no shipped policy of this name"):
         backdoors.main(arguments)
+    for wrong, message in (
+        ({"policies": ("oracle",)}, "oracle must be told who is malicious, and is no defence; leave it out"),
+        (
+            {"policies": ("fedavg",), "env_id": "OptiGrad/Digit-v0"},
+            "unknown environment 'OptiGrad/Digit-v0'; there are",
+        ),
+        ({"policies": ("fedavg",), "triggers": ("star",)}, "unknown trigger 'star'; there are: none, cross"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            backdoors.check(replace(arguments, **wrong))
     success, accuracy = backdoors.figures(arguments, "fedavg", "cross", 0.5, 3)
     honest, clean = backdoors.figures(arguments, "fedavg", "none", 0.5, 3)
     assert success > 50
     assert isnan(honest)  # nobody aims at anything
     assert accuracy > 60
     assert clean > 60
-    kept, _ = backdoors.figures(arguments, "digits:sybil_exponent=1,sybil_memory=8", "cross", 0.5, 3)
-    assert kept < 0.5 * success
+    policy, _ = backdoors.figures(arguments, "digits:sybil_exponent=1,sybil_power=8", "cross", 0.5, 3)
+    assert policy < 0.5 * success
     row = dict.fromkeys(backdoors.COLUMNS, 1)
     for _ in range(2):
         backdoors.append(tmp_path / "rows.csv", [row])
@@ -68,7 +79,8 @@ def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(
 
 def test_a_name_is_a_rules_or_a_policys_with_options() -> None:
     assert rule_or_policy("shapley") == make_rule("shapley")
-    policy = rule_or_policy("fashion_mnist:sybil_exponent=1,sybil_memory=8,root_anchor=2")
+    assert rule_or_policy("nnm+krum") == make_rule("nnm+krum")
+    policy = rule_or_policy("fashion_mnist:sybil_exponent=1,sybil_power=8,root_anchor=2")
     assert isinstance(policy, TrustAggregator)
-    assert (policy.weighting.sybil_memory, policy.weighting.root_anchor) == (8, 2)
+    assert (policy.weighting.sybil_power, policy.weighting.root_anchor) == (8, 2)
     assert policy.weighting.update_clip == weighting_of(policy.policy).update_clip

@@ -102,7 +102,7 @@ def test_the_calibration_of_a_long_episode_is_kept() -> None:
 
 
 def test_what_is_remembered_of_clients_goes_on_too() -> None:
-    settings = {**TINY, "sybil_exponent": 1.0, "sybil_memory": 4.0}
+    settings = {**TINY, "sybil_exponent": 1.0, "sybil_power": 4.0}
     env, plain = begun(OptiGradEnv(**settings)), begun(OptiGradEnv(**TINY))
     other = OptiGradEnv(**settings)
     state = env.unwrapped.state_dict()
@@ -110,9 +110,11 @@ def test_what_is_remembered_of_clients_goes_on_too() -> None:
     played = continued(env, 7)
     assert continued(other, 7) == played
     other.load_state_dict(state)
-    other.memory.forget()
+    assert continued(other, 7) == played
+    other.load_state_dict(state)
+    other.company.forget()
     assert continued(other, 7) != played
-    with pytest.raises(ValueError, match=r"other settings: sybil_exponent was 0\.0, is 1\.0; sybil_memory was 0\.0"):
+    with pytest.raises(ValueError, match=r"other settings: sybil_exponent was 0\.0, is 1\.0; sybil_power was 0\.0"):
         other.load_state_dict(plain.unwrapped.state_dict())
 
 

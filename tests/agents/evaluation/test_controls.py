@@ -1,6 +1,7 @@
 """Negative controls take away what they say, and nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -47,6 +48,19 @@ def test_a_safeguard_behind_shuffled_features_sees_as_well_as_before() -> None:
         federation.reset(Scenario("sign_flip", 0.34, 0.5), entropy)
         view = federation.local_round().view
         assert torch.equal(ShuffledFeatures(rule, seed=entropy)(view).update, rule(view).update)
+
+
+def test_behind_shuffled_features_clients_are_remembered_as_before() -> None:
+    federation = Federation(configure(num_clients=8))
+    federation.reset(Scenario(), entropy=0)
+    view = federation.local_round().view
+    rule = ShuffledFeatures(ShapleyTrust(TrustWeighting(sybil_exponent=1, sybil_power=4)))
+    assert rule.by_client
+    twins = replace(view, updates=view.updates[:2].repeat(4, 1))
+    first, _, again = rule(view), rule(twins), rule(view)
+    assert not torch.equal(first.weights, again.weights)
+    rule.reset()
+    assert torch.equal(rule(view).weights, first.weights)
 
 
 def test_shuffled_root_labels_leave_clients_and_test_alone() -> None:

@@ -157,13 +157,13 @@ def test_policies_of_other_weightings_are_other_policies(saved_policy: Path) -> 
         {"safeguard_margin": 0.5, "sybil_exponent": 0.05},
         {"sybil_exponent": 0.01},
         {"sybil_exponent": 2},
-        {"sybil_exponent": 2, "sybil_memory": 8},
+        {"sybil_exponent": 2, "sybil_power": 8},
         {},
     ]
     checksums = {policy_facts(str(saved_policy), **weighting).checksum for weighting in weightings}
     assert len(checksums) == len(weightings)
     assert policy_facts(str(saved_policy), sybil_exponent=0).checksum in checksums
-    assert policy_facts(str(saved_policy), sybil_exponent=2, sybil_memory=0).checksum in checksums
+    assert policy_facts(str(saved_policy), sybil_exponent=2, sybil_power=0).checksum in checksums
 
 
 @pytest.mark.parametrize(

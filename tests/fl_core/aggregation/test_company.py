@@ -12,15 +12,16 @@ from hypothesis import strategies as st
 
 from agents.deployed import TrustAggregator
 from agents.trust_net import TrustNet
-from fl_core.aggregation import CompanyMemory, Composed, GivenTrust, TrustWeighting, make_rule
+from fl_core.aggregation import CompanyMemory, Composed, GivenTrust, TrustWeighting, make_rule, rule_factory, rule_names
+from fl_core.aggregation.company import trusted_median
 from fl_core.aggregation.preaggregation import Bucketing
 
-REMEMBERS = TrustWeighting("none", sybil_exponent=1, sybil_memory=4)
+REMEMBERS = TrustWeighting("none", sybil_exponent=1, sybil_power=4)
 ROUNDS, HONEST, ATTACKERS, SIZE = 12, 14, 6, 2000
 
 
-def relative_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
-    """Company over the median client's, from the definition, pair by pair."""
+def relative_by_loops(updates: np.ndarray, trust: np.ndarray, exponent: float) -> np.ndarray:
+    """Company over that of the median client by trust, from the definition, pair by pair."""
     company = []
     for i, one in enumerate(updates):
         total = 1.0
@@ -28,7 +29,10 @@ def relative_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
             if i != j:
                 total += max(one @ other / np.linalg.norm(one) / np.linalg.norm(other), 0) ** exponent
         company.append(total)
-    return np.array(company) / np.median(company)
+    for value in sorted(company):
+        if sum(t for c, t in zip(company, trust, strict=True) if c <= value) >= trust.sum() / 2:
+            return np.array(company) / value
+    raise AssertionError
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -40,16 +44,26 @@ def relative_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
 )
 def test_a_voice_is_of_the_mean_over_the_rounds_that_a_client_took_part_in(view, exponent, power, rounds, seed):
     rng = np.random.default_rng(seed)
-    rule = GivenTrust(torch.ones(6), TrustWeighting("none", sybil_exponent=exponent, sybil_memory=power))
+    weighting, company = TrustWeighting("none", sybil_exponent=exponent, sybil_power=power), CompanyMemory()
     past: dict[int, list[float]] = {}
     for present in map(sorted, rounds):
         sent = (rng.standard_normal((len(present), 15)) + 0.5).astype(np.float32)
-        for client, value in zip(present, relative_by_loops(sent.astype(np.float64), exponent), strict=True):
+        trust = rng.uniform(0.1, 1, len(present)).astype(np.float32)
+        for client, value in zip(present, relative_by_loops(sent.astype(float), trust, exponent), strict=True):
             past.setdefault(client, []).append(value)
         seen = replace(view(torch.from_numpy(sent)), clients=torch.tensor(present))
-        result = replace(rule, values=torch.ones(len(present)), memory=rule.memory)(seen)
-        voices = [min(1, 1 / np.mean(past[client])) ** power for client in present]
-        np.testing.assert_allclose(result.weights.numpy(), np.array(voices) / (sum(voices) + 1), rtol=1e-4)
+        result = GivenTrust(torch.from_numpy(trust), weighting, company)(seen)
+        heard = [t * min(1, 1 / np.mean(past[c])) ** power for c, t in zip(present, trust, strict=True)]
+        np.testing.assert_allclose(result.weights.numpy(), np.array(heard) / (sum(heard) + 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("trust", "expected"), [([1, 1, 1, 1, 1], 3), ([0, 0, 0, 1, 1], 4), ([9, 1, 1, 1, 1], 1), ([0, 0, 0, 0, 0], 3)]
+)
+def test_in_the_median_clients_count_by_their_trust(trust, expected):
+    order = torch.tensor([3, 0, 4, 1, 2])
+    values = torch.arange(1.0, 6.0, dtype=torch.float64)
+    assert trusted_median(values[order], torch.tensor(trust, dtype=torch.float32)[order]) == expected
 
 
 def rounds_with_one_aim(seed: int = 0) -> torch.Tensor:
@@ -66,19 +80,32 @@ def rounds_with_one_aim(seed: int = 0) -> torch.Tensor:
 
 
 def test_attackers_with_one_aim_are_heard_less_from_round_to_round_and_honest_clients_are_not(view):
-    rule = GivenTrust(torch.ones(HONEST + ATTACKERS), replace(REMEMBERS, sybil_memory=8))
-    weights = torch.stack([rule(view(sent)).weights for sent in rounds_with_one_aim()])
-    once = TrustWeighting("none", sybil_exponent=1)
-    alone = torch.stack(
-        [GivenTrust(torch.ones(HONEST + ATTACKERS), once)(view(s)).weights for s in rounds_with_one_aim()]
-    )
+    trust, sent = torch.ones(HONEST + ATTACKERS), rounds_with_one_aim()
+    rule = GivenTrust(trust, replace(REMEMBERS, sybil_power=8))
+    weights = torch.stack([rule(view(updates)).weights for updates in sent])
+    once = GivenTrust(trust, TrustWeighting("none", sybil_exponent=1))
+    alone = torch.stack([once(view(updates)).weights for updates in sent])
     overlaps = alone[:, HONEST:].amax(dim=1) > alone[:, :HONEST].amin(dim=1)
     assert overlaps.float().mean() > 0.5  # one round does not tell them apart
     assert weights[-1, HONEST:].max() < 0.5 * weights[-1, :HONEST].min()
     assert weights[-1, HONEST:].sum() < 0.5 * alone[-1, HONEST:].sum()
 
 
-@pytest.mark.parametrize("name", ["logistic", "feature_weights", "shapley", "safeguarded_shapley", "policy"])
+def test_attackers_without_company_do_not_make_the_honest_ones_suspect_unless_they_are_trusted(view, normal):
+    honest, noise = 0.7 * normal(1, 2000) + normal(10, 2000, seed=1), normal(10, 2000, seed=2)
+    seen = view(torch.cat([honest, noise]))
+    weighting = replace(REMEMBERS, sybil_power=8)
+    distrusted = torch.cat([torch.ones(10), torch.full((10,), 0.1)])
+    assert (weighting.heard(seen, distrusted)[:10] > 0.4).all()
+    assert (weighting.heard(seen, torch.ones(20))[:10] < 0.1).all()
+
+
+def reads_trust(name: str) -> bool:
+    """Whether the rule is trust with a weighting, and no reference that must be told the truth."""
+    return "weighting" in getattr(rule_factory(name), "__dataclass_fields__", {}) and not name.endswith("oracle")
+
+
+@pytest.mark.parametrize("name", [*filter(reads_trust, rule_names()), "policy"])
 def test_every_rule_that_weighs_trust_remembers_until_it_is_reset(name, digits_view):
     size = digits_view.updates.shape[1]
     twins = torch.randn(8, size, generator=torch.Generator().manual_seed(0))
@@ -96,29 +123,59 @@ def test_every_rule_that_weighs_trust_remembers_until_it_is_reset(name, digits_v
     assert torch.equal(rule(digits_view).weights, first.weights)
 
 
+def test_the_anchored_oracle_remembers_too(view, normal):
+    told = make_rule("anchored_oracle", weighting=REMEMBERS).told(torch.tensor([False] * 5 + [True]))
+    first = told(view(normal(6, 15)))
+    told(view(normal(1, 15, seed=3).expand(6, -1) + 0.1 * normal(6, 15, seed=4)))
+    assert not torch.equal(told(view(normal(6, 15))).weights, first.weights)
+    told.reset()
+    assert torch.equal(told(view(normal(6, 15))).weights, first.weights)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda rule: pickle.loads(pickle.dumps(rule))])
 def test_what_a_copy_sees_the_rule_does_not_remember(copied, digits_view):
-    rule = TrustAggregator(TrustNet(), REMEMBERS)
-    rule(digits_view)
-    before = rule.memory.with_round(digits_view, 1.0)
+    rule, alone = (TrustAggregator(TrustNet(), REMEMBERS) for _ in range(2))
+    alone.policy.load_state_dict(rule.policy.state_dict())
+    for one in (rule, alone):
+        one(digits_view)
     other = copied(rule)
-    other(replace(digits_view, updates=digits_view.updates[:1].expand(8, -1).clone()))
-    assert torch.equal(rule.memory.with_round(digits_view, 1.0), before)
-    assert not torch.equal(other.memory.with_round(digits_view, 1.0), before)
+    other(replace(digits_view, updates=digits_view.updates[:3].repeat(3, 1)[:8]))
+    weights = rule(digits_view).weights
+    assert torch.equal(weights, alone(digits_view).weights)
+    assert not torch.equal(weights, other(digits_view).weights)
 
 
 def test_rejected_clients_are_not_remembered_for_what_they_sent(view, normal):
     updates = normal(6, 15)
     broken = updates.clone()
     broken[5, 0] = float("nan")
-    memory = CompanyMemory()
-    GivenTrust(torch.ones(6), REMEMBERS, memory)(view(broken))
-    alone = CompanyMemory()
-    GivenTrust(torch.ones(5), REMEMBERS, alone)(view(updates[:5]))
-    torch.testing.assert_close(memory.with_round(view(updates), 1.0), alone.with_round(view(updates), 1.0))
-    nobody = view(torch.full((2, 15), float("inf")))
-    assert CompanyMemory().with_round(nobody, 1.0).shape == (0,)
-    assert GivenTrust(torch.ones(2), REMEMBERS, memory)(nobody).root_weight == 1
+    seen, kept = (GivenTrust(torch.ones(count), REMEMBERS) for count in (6, 5))
+    for rule, sent in ((seen, broken), (kept, updates[:5])):
+        rule(view(sent))
+    torch.testing.assert_close(seen(view(broken)).weights[:5], kept(view(updates[:5])).weights)
+    assert seen(view(torch.full((6, 15), float("inf")))).root_weight == 1
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1.0])
+def test_no_voice_becomes_nothing_however_large_the_power(view, normal, anchor):
+    updates = torch.cat([normal(14, 500), normal(1, 500, seed=1).expand(6, -1)])
+    trust = torch.cat([torch.zeros(14), torch.ones(6)])
+    weighting = TrustWeighting("none", root_anchor=anchor, sybil_exponent=2, sybil_power=1e6)
+    rule = GivenTrust(trust + 1e-3, weighting)
+    for _ in range(2):
+        result = rule(view(updates))
+        assert result.update.isfinite().all()
+        assert float(result.weights.sum()) + result.root_weight == pytest.approx(1)
+
+
+def test_a_round_in_which_nobody_is_trusted_is_remembered_too(view, normal):
+    twins = normal(1, 15, seed=1).expand(6, -1) + 0.1 * normal(6, 15, seed=2)
+    weighting = replace(REMEMBERS, root_anchor=0)
+    met, fresh = CompanyMemory(), CompanyMemory()
+    nobody = GivenTrust(torch.zeros(6), weighting, met)(view(torch.cat([normal(2, 15), twins[2:]])))
+    assert nobody.root_weight == 1
+    after = [GivenTrust(torch.ones(6), weighting, company)(view(normal(6, 15))).weights for company in (met, fresh)]
+    assert not torch.equal(*after)
 
 
 def test_without_a_memory_nothing_is_remembered_and_clients_may_be_mixed(view, normal):
@@ -133,6 +190,6 @@ def test_without_a_memory_nothing_is_remembered_and_clients_may_be_mixed(view, n
         Composed(Bucketing(), make_rule("shapley", weighting=REMEMBERS))
 
 
-def test_a_memory_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"sybil_memory=8 remembers the company that sybil_exponent counts, .* give"):
-        TrustWeighting(sybil_memory=8)
+def test_a_power_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"sybil_power=8 is of the company that sybil_exponent=0 does not count: give"):
+        TrustWeighting(sybil_power=8)

@@ -91,7 +91,7 @@ def test_trust_for_another_number_of_clients_is_refused(view, normal):
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf"), True, "1"])
-@pytest.mark.parametrize("name", ["root_anchor", "safeguard_margin", "sybil_exponent", "sybil_memory"])
+@pytest.mark.parametrize("name", ["root_anchor", "safeguard_margin", "sybil_exponent", "sybil_power"])
 def test_a_number_that_cannot_be_is_refused_with_its_value(name, value):
     with pytest.raises(ValueError, match=f"{name} must be .*got {value!r}"):
         TrustWeighting(**{name: value})
