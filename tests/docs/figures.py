@@ -1,14 +1,13 @@
 """Tables and sentences of README and docs/results.md, and figures of the files under results/ that they name."""
 
 import csv
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from agents.statistics import Row, read_results
+from agents.statistics import Estimate, Row, estimate, paired_scores, read_results
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -33,11 +32,6 @@ def is_told(text: str, sentence: str) -> bool:
     return sentence in " ".join(text.split())
 
 
-def bare(cell: str) -> str:
-    """Without the name of an attack behind a figure."""
-    return re.sub(r" \(`\w+`\)", "", cell)
-
-
 def shown(value: float) -> str:
     text = f"{value:.1f}".replace("-", "−")
     return "0.0" if text == "−0.0" else text
@@ -47,6 +41,11 @@ def interval(row: dict[str, float], column: str) -> str:
     if f"{column}, low" not in row:  # of one seed there is none
         return shown(row[column])
     return f"{shown(row[column])} [{shown(row[f'{column}, low'])}, {shown(row[f'{column}, high'])}]"
+
+
+def parts(found: Estimate) -> tuple[str, str]:
+    """Value and interval, between which a unit may stand."""
+    return shown(found.value), f"[{shown(found.low)}, {shown(found.high)}]"
 
 
 def mean(values: Iterable[float]) -> float:
@@ -64,6 +63,23 @@ def circumstances(name: str, rule: str) -> dict[str, dict[str, float]]:
 
 
 @cache
+def attacks(name: str) -> dict[str, dict[str, float]]:
+    """Regret by attack with its circumstances, and rule, of tables/attacks.csv of a result."""
+    with (ROOT / "results" / name / "tables" / "attacks.csv").open() as file:
+        return {
+            row.pop("scenario"): {rule: float(value) for rule, value in row.items()} for row in csv.DictReader(file)
+        }
+
+
+def worst(name: str, rule: str, alpha: str, malicious: str) -> str:
+    """A rule's largest regret, and the attack behind it, but for rules to which all attacks are one."""
+    end = f", α {alpha}, {malicious}"
+    found = {scenario.removesuffix(end): of[rule] for scenario, of in attacks(name).items() if scenario.endswith(end)}
+    attack = max(found, key=lambda attack: found[attack])
+    return shown(found[attack]) + ("" if rule in ("anchored_oracle", "root_only") else f" (`{attack}`)")
+
+
+@cache
 def rows_of(name: str) -> Sequence[Row]:
     return read_results(ROOT / "results" / name / "results.csv")
 
@@ -76,3 +92,10 @@ def regrets(name: str, rule: str, alpha: str, fraction: float, column: str = "re
         if of == (rule, alpha, fraction) and row[column] is not None:
             found.setdefault(row["attack"], {})[row["seed"]] = 100 * row[column]
     return found
+
+
+def ahead(rows: Iterable[Row], other: str, alpha: str, fraction: float, sign: int = 1) -> Estimate:
+    """By how many points the policy is ahead of another rule, or behind it with a sign of -1, paired."""
+    chosen = [row for row in rows if (row["heterogeneity"], row["malicious_fraction"]) == (alpha, fraction)]
+    ours, theirs = paired_scores(chosen, "optigradtrust", other, "test_accuracy", 100)
+    return estimate(sign * (ours - theirs))

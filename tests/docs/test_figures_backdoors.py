@@ -51,4 +51,11 @@ def test_how_far_single_runs_and_majorities_take_backdoors_is_told_as_it_was_mea
         " and ".join(f"{mean(successes(name, 'optigradtrust', alpha, 0.3)[attack]):.0f}" for attack in BACKDOORS[:2])
         for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True)
     ]
+    untouched = [
+        mean(successes(name, rule, alpha, 0.3)[attack])
+        for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True)
+        for rule in ("oracle", "root_only")
+        for attack in BACKDOORS[:2]
+    ]
     assert is_told(README, f"`dba` and `neurotoxin` succeed in {told[0]} % at α 0.5 and {told[1]} at 0.1")
+    assert is_told(README, f"where an untouched model has {min(untouched):.0f} to {max(untouched):.0f}.")

@@ -28,9 +28,18 @@ def test_other_root_data_is_told_as_it_was_measured() -> None:
         for other in ("safeguarded_shapley", "fltrust"):
             theirs = measured[row["root"], row["root_bias"], other, row["alpha"]]
             assert float(theirs["regret"]) > float(row["regret"])
-    few, fewer, biased = (
-        shown(float(measured[root, bias, "optigradtrust", "0.5"]["regret"]))
-        for root, bias in (("50", "0.0"), ("20", "0.0"), ("100", "0.6"))
-    )
+
+    def found(root: str, bias: str, column: str, alpha: str = "0.5") -> str:
+        return shown(float(measured[root, bias, "optigradtrust", alpha][column]))
+
+    few, fewer, biased = (found(root, bias, "regret") for root, bias in (("50", "0.0"), ("20", "0.0"), ("100", "0.6")))
     assert is_told(README, f"With 50 the policy is {few} points behind the oracle on digits at α 0.5, with 20 {fewer},")
     assert is_told(README, f"where one class has 60 % too many {biased} ([table]")
+    half, fifth = ([found(root, "0.0", "worst_regret", alpha) for alpha in ("0.5", "0.1")] for root in ("50", "20"))
+    costs = f"at α 0.5, under the worst attack {half[0]} and {fifth[0]}, at 0.1 under the worst attack"
+    assert is_told(RESULTS, f"{few} and {fewer} points behind the oracle {costs} {half[1]} and {fifth[1]}.")
+    some = (
+        f"{found('100', '0.3', 'regret')} points at α 0.5, under the worst attack {found('100', '0.3', 'worst_regret')}"
+    )
+    many = f"{biased} and {found('100', '0.6', 'worst_regret')}, and {found('100', '0.6', 'no_attack_regret')} without"
+    assert is_told(RESULTS, f"with 30 % {some}; with 60 % {many} any attack.")
