@@ -1,8 +1,10 @@
 """Whether backdoors succeed is told as it was measured."""
 
+import csv
+
 import pytest
 
-from .figures import FASHION, README, RESULTS, is_told, mean, regrets, table
+from .figures import AGENTS, FASHION, README, RESULTS, ROOT, is_told, mean, regrets, shown, table
 
 BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
 
@@ -59,3 +61,42 @@ def test_how_far_single_runs_and_majorities_take_backdoors_is_told_as_it_was_mea
     ]
     assert is_told(README, f"`dba` and `neurotoxin` succeed in {told[0]} % at α 0.5 and {told[1]} at 0.1")
     assert is_told(README, f"where an untouched model has {min(untouched):.0f} to {max(untouched):.0f}.")
+
+
+WEIGHTINGS = {"as it ships": "", "6": ":sybil_exponent=1,sybil_power=6", "12": ":sybil_exponent=1,sybil_power=12"}
+
+
+def measured(file: str, **wanted: str) -> dict[str, str]:
+    """The last row of a file under results/ that has these values: rows are appended."""
+    with (ROOT / "results" / file).open() as rows:
+        return [row for row in csv.DictReader(rows) if wanted.items() <= row.items()][-1]
+
+
+@pytest.mark.parametrize("trigger", ["cross", "chessboard", "wave"])
+def test_what_the_memory_of_company_was_chosen_by_is_told_as_it_was_measured(trigger: str) -> None:
+    told = list(table(AGENTS, "| | cross |"))
+    assert len(told) == len(WEIGHTINGS)
+    for row, (name, options) in zip(told, WEIGHTINGS.items(), strict=True):
+        assert name in row[""]
+        found = [
+            {
+                seen: measured("backdoors.csv", policy=f"fashion_mnist{options}", alpha=alpha, trigger=seen)
+                for seen in ("none", "cross", "chessboard", "wave")
+            }
+            for alpha in ("0.5", "0.1")
+        ]
+        assert row[trigger] == " / ".join(f"{float(of[trigger]['success']):.0f}" for of in found)
+        assert row["without an attack"] == " / ".join(of["none"]["accuracy"] for of in found)
+        under = [mean(float(one["accuracy"]) for seen, one in of.items() if seen != "none") for of in found]
+        assert row["accuracy under the three"] == " / ".join(map(shown, under))
+
+
+@pytest.mark.parametrize(("column", "fraction"), [("no attack", "0.0"), ("45 %", "0.45"), ("60 %", "0.6")])
+def test_what_it_costs_where_no_backdoor_gets_through_is_told_as_it_was_measured(column: str, fraction: str) -> None:
+    told = list(table(AGENTS, "| digits | no attack |"))
+    assert len(told) == len(WEIGHTINGS)
+    for row, (name, options) in zip(told, WEIGHTINGS.items(), strict=True):
+        same = {"policy": f"digits{options}", "malicious_fraction": fraction, "seeds": "3"}
+        both = (float(measured("levers.csv", alpha=alpha, **same)["mean_regret"]) for alpha in ("0.5", "0.1"))
+        assert name in row["digits"]
+        assert row[column] == " / ".join(map(shown, both))
