@@ -44,6 +44,9 @@ beats the first by more than {margin:g} standard errors."""
 _SYBILS = """Clients who send the same share their voices{remembered}, with {options}; {seen}.
 """
 _REMEMBERED = ", and those who are more alike than most in every round are heard less and less"
+_STATEFUL = """The rule remembers clients: give each view `clients=`, the same number for the same client in every
+round, use one rule from the first round to the last, and keep it where the server is kept.
+"""
 _NO_SYBILS = """In training clients who send the same shared their voices; deployed they do not.
 """
 _SOURCE = "https://arxiv.org/abs/2507.23638"
@@ -96,7 +99,8 @@ def _sybils(weighting: TrustWeighting, trained: Mapping[str, Any] | None) -> str
     else:
         seen = "it has not seen this in training"
     remembered = _REMEMBERED if weighting.sybil_power else ""
-    return _SYBILS.format(remembered=remembered, options=_options(now), seen=seen)
+    page = _SYBILS.format(remembered=remembered, options=_options(now), seen=seen)
+    return page + _STATEFUL if weighting.sybil_power else page
 
 
 def _options(of_sybils: Mapping[str, float]) -> str:

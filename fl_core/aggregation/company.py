@@ -44,6 +44,10 @@ class CompanyMemory:
 
     _sums: dict[int, tuple[float, int]] = field(default_factory=dict)
 
+    def means(self) -> dict[int, float]:
+        """Mᵢ by client: above 1 for who has been more alike to the others than most."""
+        return {client: total / rounds for client, (total, rounds) in self._sums.items()}
+
     def forget(self) -> None:
         """Before a federation's first round."""
         self._sums.clear()

@@ -44,9 +44,9 @@ class TrustWeighting:
     1808.04866): here nobody is left without a voice, and each round stands for itself.
 
     With a *power* q a client's voice is ``min(1, 1/Mᵢ)^q`` instead: Mᵢ is the mean, over the rounds that it took part
-    in, of ``mᵢ`` relative to the median client's, and in the median clients count by their trust. So who is a little
-    more alike to others than most, but in every round, is heard less and less. Among them are clients who share a
-    backdoor, whatever else each of them learns.
+    in, of ``mᵢ`` over the median of m weighted by trust. So who is more alike to others than most, be it by little but
+    in every round, is heard less and less. Where honest clients differ, as their classes do, clients who share a
+    backdoor are among them; where honest clients are more alike than those, it is they who lose.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
@@ -59,6 +59,8 @@ class TrustWeighting:
         sybil_exponent: p, what cosines are raised to where company is counted: at 2 each of six copies of one update
             has a company of 6, and each of six updates of cosine 0.5 to each other 2.25. 0 switches it off: everybody
             has one voice.
+        sybil_power: q; 0 counts each round by itself. Above 0 clients are remembered by their number from round to
+            round, and ``sybil_exponent`` must be above 0 too.
     """
 
     update_clip: str = "median"
@@ -79,8 +81,8 @@ class TrustWeighting:
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
         if self.sybil_power and not self.sybil_exponent:
             raise ValueError(
-                f"sybil_power={self.sybil_power:g} is of the company that sybil_exponent=0 does not count: give "
-                "sybil_exponent too, such as 1, or sybil_power=0"
+                f"sybil_power={self.sybil_power:g} needs a sybil_exponent above 0, which counts company: give one, "
+                "such as 1, or sybil_power=0"
             )
 
     def weights(self, trust: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,7 +116,7 @@ class TrustWeighting:
             trust: (A,).
             company: Of earlier rounds; where there is a power, this round is added to it. By default there are none.
         """
-        if not self.sybil_power:
+        if not self.sybil_power or not len(trust):
             return trust * self.voices(view.accepted) if self.sybil_exponent else trust
         company = CompanyMemory() if company is None else company
         voices = company.remember(view, self.sybil_exponent, trust).reciprocal().clamp_max(1) ** self.sybil_power

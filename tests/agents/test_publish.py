@@ -67,6 +67,7 @@ def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_
         "\n", " "
     )
     assert "it was trained with `sybil_exponent=2`." in page
+    assert "The rule remembers clients: give each view `clients=`" in page
     publish(f"{trained}:sybil_exponent=0", tmp_path / "none")
     assert "shared their voices; deployed they do not." in (tmp_path / "none" / MODEL_CARD).read_text()
 

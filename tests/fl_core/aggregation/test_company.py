@@ -55,6 +55,7 @@ def test_a_voice_is_of_the_mean_over_the_rounds_that_a_client_took_part_in(view,
         result = GivenTrust(torch.from_numpy(trust), weighting, company)(seen)
         heard = [t * min(1, 1 / np.mean(past[c])) ** power for c, t in zip(present, trust, strict=True)]
         np.testing.assert_allclose(result.weights.numpy(), np.array(heard) / (sum(heard) + 1), rtol=1e-4)
+    assert company.means() == pytest.approx({client: np.mean(values) for client, values in past.items()}, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,9 @@ def test_rejected_clients_are_not_remembered_for_what_they_sent(view, normal):
     for rule, sent in ((seen, broken), (kept, updates[:5])):
         rule(view(sent))
     torch.testing.assert_close(seen(view(broken)).weights[:5], kept(view(updates[:5])).weights)
-    assert seen(view(torch.full((6, 15), float("inf")))).root_weight == 1
+    nobody = view(torch.full((6, 15), float("inf")))
+    assert seen(nobody).root_weight == 1
+    assert REMEMBERS(nobody, torch.ones(0)).root_weight == 1
 
 
 @pytest.mark.parametrize("anchor", [0.0, 1.0])
@@ -191,5 +194,5 @@ def test_without_a_memory_nothing_is_remembered_and_clients_may_be_mixed(view, n
 
 
 def test_a_power_of_nothing_is_refused():
-    with pytest.raises(ValueError, match=r"sybil_power=8 is of the company that sybil_exponent=0 does not count: give"):
+    with pytest.raises(ValueError, match=r"sybil_power=8 needs a sybil_exponent above 0, .* give one, such as 1, or"):
         TrustWeighting(sybil_power=8)
