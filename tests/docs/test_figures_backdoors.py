@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from .figures import AGENTS, FASHION, README, RESULTS, ROOT, is_told, mean, regrets, shown, table
+from .figures import AGENTS, FASHION, README, RESULTS, ROOT, ahead, is_told, mean, regrets, rows_of, shown, table
 
 BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
 
@@ -100,3 +100,44 @@ def test_what_it_costs_where_no_backdoor_gets_through_is_told_as_it_was_measured
         both = (float(measured("levers.csv", alpha=alpha, **same)["mean_regret"]) for alpha in ("0.5", "0.1"))
         assert name in row["digits"]
         assert row[column] == " / ".join(map(shown, both))
+
+
+MEMORY, REMEMBERS = f"{FASHION[0]}_sybil_power_backdoors", "optigradtrust (sybil_exponent=1,sybil_power=6)"
+
+
+def test_what_the_memory_of_company_keeps_out_is_told_as_it_was_measured() -> None:
+    told = list(table(RESULTS, "| ten seeds, success |"))
+    rules = {"as it ships": (FASHION[0], "optigradtrust"), "remembered": (MEMORY, REMEMBERS)}
+    assert [row["ten seeds, success"] for row in told] == [*rules, "`oracle`"]
+    for row, (name, rule) in zip(told, [*rules.values(), (MEMORY, "oracle")], strict=True):
+        one, other = (successes(name, rule, alpha, 0.3) for alpha in ("0.5", "0.1"))
+        for attack in BACKDOORS:
+            assert len(one[attack]) == len(other[attack]) == 10
+            assert row[f"`{attack}`"] == f"{mean(one[attack]):.0f} / {mean(other[attack]):.0f}"
+    most = {
+        attack: max(max(successes(MEMORY, REMEMBERS, alpha, 0.3)[attack]) for alpha in ("0.5", "0.1"))
+        for attack in ("dba", "neurotoxin")
+    }
+    assert is_told(
+        RESULTS, f"in single runs `dba` still reaches {most['dba']:.0f} % and `neurotoxin` {most['neurotoxin']:.0f}"
+    )
+    sentence = (
+        "Accuracy, paired with the policy as it ships, changes by {} points at α 0.5 and {} at 0.1 under these five "
+        "attacks, and by {} and {} without an attack"
+    )
+    gained = [gain(alpha, fraction) for fraction in (0.3, 0.0) for alpha in ("0.5", "0.1")]
+    assert is_told(RESULTS, sentence.format(*gained))
+    brought = [
+        " and ".join(f"{mean(successes(MEMORY, REMEMBERS, alpha, 0.3)[attack]):.0f}" for attack in BACKDOORS[:2])
+        for alpha in ("0.5", "0.1")
+    ]
+    assert is_told(README, f"brings them down to {brought[0]} % and {brought[1]} %")
+
+
+def gain(alpha: str, fraction: float) -> str:
+    """Points of accuracy that the memory gains over the policy as it ships, with its interval."""
+    attacks = (*BACKDOORS, "none")
+    rows = [row for row in rows_of(FASHION[0]) if row["rule"] == "optigradtrust" and row["attack"] in attacks]
+    rows += [row for row in rows_of(MEMORY) if row["rule"] == REMEMBERS]
+    found = ahead(rows, REMEMBERS, alpha, fraction, -1)
+    return f"{shown(found.value)} [{shown(found.low)}, {shown(found.high)}]"
