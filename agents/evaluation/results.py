@@ -95,8 +95,11 @@ class ResultsDirectory:
                 reuse_cells(reuse, path, *taken, expected)
                 self.assembled = True
             manifest = self._check(grid)
+            begins = not (path / RESULTS).exists()
+            if begins and manifest is not None:  # first: killed in between, tables without it would be nobody's
+                write_json(path / MANIFEST, manifest)
             self._results, self._timings = Table(path / RESULTS, COLUMNS), Table(path / TIMINGS, TIMING_COLUMNS)
-            if manifest is not None:
+            if not begins and manifest is not None:  # last: tables that cannot be read stay of the grid they are of
                 write_json(path / MANIFEST, manifest)
             self._drop_unfinished()
             self._mark(held_out or {})

@@ -52,7 +52,8 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
     Returns:
         For each rule an ``Estimate`` as a mapping (``value``, ``low``, ``high``, ``seeds``) of every figure of merit,
         the inter-quartile means ``accuracy_iqm``, ``regret_iqm`` and ``normalised_score``, ``regret_by_heterogeneity``,
-        the worst scenario beside the mean (``worst_regret``, ``worst_accuracy``), and medians of the timings.
+        the worst scenario beside the mean (``worst_regret``, ``worst_accuracy``, and of attacks with a target
+        ``worst_backdoor``), and medians of the timings.
     """
     rows = with_attack_impact(rows)
     kinds = heterogeneities_of(rows)
@@ -75,6 +76,7 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
                 },
                 "worst_regret": worst_scenario(attacked, "regret", max, 100),
                 "worst_accuracy": worst_scenario(attacked, "test_accuracy", min, 100),
+                "worst_backdoor": worst_scenario(attacked, "attack_success", max, 100),
                 "loss_to_fedavg_no_attack": asdict(_loss_to_fedavg(quiet, rows)),
                 "rounds_to_oracle": _rounds_to_oracle(attacked),
                 **{name: _median(costs, name) for name in _TIMINGS},

@@ -17,7 +17,8 @@ from agents.evaluation.summary import Entry, kind_of
 Place = Callable[[Any, Any], list[str]]
 
 _DASH = "–"
-_ON_A_TERMINAL = ("rule", "accuracy, attacked", "regret", "worst regret", "accuracy, no attack", "server ms")
+_BACKDOOR = "worst backdoor success"
+_ON_A_TERMINAL = ("rule", "accuracy, attacked", "regret", "worst regret", _BACKDOOR, "accuracy, no attack", "server ms")
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ def headline(
     """The main table: what each rule reaches under attack, its worst case, and what it costs without one."""
     kinds = list(entries[0]["regret_by_heterogeneity"]) if entries else []
     several = kinds if len(kinds) > 1 else []
+    # Accuracy does not show a backdoor. Where no attack has a target, there is none to show.
+    aimed = any(not isnan(entry["worst_backdoor"]["value"]) for entry in entries)
     header = [
         "rule",
         "accuracy, attacked",
@@ -86,6 +89,7 @@ def headline(
         "regret",
         *(f"regret, {show_heterogeneity(kind)}" for kind in several),
         "worst regret",
+        *([_BACKDOOR] if aimed else []),
         "regret to anchored oracle",
         "normalised score (IQM)",
         "accuracy, no attack",
@@ -100,6 +104,7 @@ def headline(
             figure(entry["regret"]),
             *(figure(entry["regret_by_heterogeneity"][kind]) for kind in several),
             worst(entry["worst_regret"], place),
+            *([worst(entry["worst_backdoor"], place)] if aimed else []),
             figure(entry["regret_anchored"]),
             figure(entry["normalised_score"], 2),
             figure(entry["accuracy_no_attack"]),

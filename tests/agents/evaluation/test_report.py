@@ -127,6 +127,23 @@ def test_without_policies_the_focus_is_the_best_rule_that_knows_no_truth(make_ro
     ]
 
 
+def test_the_headline_tells_the_worst_backdoor_where_an_attack_has_a_target(make_rows: MakeRows) -> None:
+    rows = make_rows()
+    column = "worst backdoor success"
+    for row in rows:
+        row["attack_success"] = None
+    assert column not in headline(summarise(rows), ["mine"], "headline", "").header
+    attacked = [row for row in rows if row["rule"] == "mine" and row["malicious_fraction"]]
+    worst = attacked[-1]["attack"]
+    for row in attacked:
+        row["attack_success"] = 0.5 if row["attack"] == worst else 0.25
+    table = headline(summarise(rows), ["mine"], "headline", "")
+    field = dict(zip(table.header, table.rows[0], strict=True))[column]
+    assert (field.text, field.number) == ("50.0", 50)
+    assert worst in field.note
+    assert column in [one.header for one in to_rich(table).columns]
+
+
 def test_tables_in_every_form(make_rows: MakeRows) -> None:
     table = headline(summarise(make_rows()), ["mine"], "headline", "Caption & more")
     markdown = to_markdown(table).splitlines()

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, provenance
+from agents.evaluation import results as results_module
 from agents.evaluation.cells import failure
 from agents.evaluation.figures_of_merit import COLUMNS
 from agents.evaluation.files import Table
@@ -260,6 +261,21 @@ def test_results_of_nobody_knows_which_grid_are_refused(tmp_path: Path, grid: Gr
     with pytest.raises(ResultsError, match=r"no manifest\.json.*--overwrite"):
         open_directory(tmp_path, grid)
     assert (tmp_path / "results.csv").read_text() == "a month of computing"
+
+
+def test_a_run_that_was_killed_as_it_began_is_begun_again(
+    tmp_path: Path, grid: Grid, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path, columns: Any) -> Table:
+        Table(path, columns)
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(results_module, "Table", killed)
+        open_directory(tmp_path, grid)
+    assert (tmp_path / "results.csv").exists()
+    with open_directory(tmp_path, grid) as directory:
+        assert directory.missing() == grid.cells()
 
 
 def test_a_directory_that_somebody_is_writing_to_is_refused_and_free_afterwards(tmp_path: Path, grid: Grid) -> None:
