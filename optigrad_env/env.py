@@ -169,7 +169,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))
         self._aggregate: Aggregate | None = None
-        self.company = CompanyMemory()
+        self._company = CompanyMemory()
         self._history = History([self._accuracy], [self._features(self._round)])
         return self._observation(self._round), self._info(self._round)
 
@@ -179,7 +179,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         if self.federation.round >= self.rounds:
             raise ResetNeeded(f"the episode ended after {self.rounds} rounds; call reset()")
         trust = trust_of_action(action, self._num_clients)[ended.participants]
-        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self.company)(ended.view)
+        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self._company)(ended.view)
         loss_before = self._loss
         honest_loss, honest_accuracy = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
         self.federation.apply(self._aggregate.update)
@@ -260,7 +260,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             "np_random_seed": self.np_random_seed,
             "scores": (self._loss, self._accuracy),
             "aggregate": None if self._aggregate is None else vars(self._aggregate).copy(),
-            "company": copy.deepcopy(self.company),
+            "company": copy.deepcopy(self._company),
             "history": self._history.copy(),
         }
 
@@ -277,7 +277,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._np_random_seed = state["np_random_seed"]
         self._loss, self._accuracy = state["scores"]
         self._aggregate = None if state["aggregate"] is None else Aggregate(**state["aggregate"])
-        self.company = copy.deepcopy(state["company"])
+        self._company = copy.deepcopy(state["company"])
         self._history = state["history"].copy()
 
     def _settings(self) -> dict[str, Any]:

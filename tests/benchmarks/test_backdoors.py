@@ -1,8 +1,7 @@
 """What the memory of company was chosen by: triggers that are not the benchmark's, and what is measured under them."""
 
 import csv
-import importlib.util
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -14,22 +13,12 @@ import torch
 from agents.deployed import PolicyFileError, TrustAggregator, weighting_of
 from agents.evaluation.policies import rule_or_policy
 from fl_core.aggregation import make_rule
-from fl_core.attacks import base, make_attack
-
-FILE = Path(__file__).parents[2] / "benchmarks" / "backdoors.py"
+from fl_core.attacks import make_attack
 
 
 @pytest.fixture
-def backdoors(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program as a module; the attack that it registers is gone after the test."""
-    monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
-    spec = importlib.util.spec_from_file_location("backdoors", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "backdoors", module)
-    spec.loader.exec_module(module)
-    return module
+def backdoors(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("backdoors")
 
 
 def test_no_trigger_is_one_of_the_benchmarks_nor_like_another(backdoors: ModuleType) -> None:

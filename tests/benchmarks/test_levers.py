@@ -1,7 +1,6 @@
 """What choices are made by: the adversary that searches, and which scenarios there are."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -15,20 +14,10 @@ from fl_core.aggregation import make_rule
 from fl_core.attacks import attack_names, base, make_attack
 from optigrad_env.scenarios import TRAIN_ATTACKS
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "levers.py"
-
 
 @pytest.fixture
-def levers(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program as a module; the attack that it registers is gone after the test."""
-    monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
-    spec = importlib.util.spec_from_file_location("levers", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "levers", module)
-    spec.loader.exec_module(module)
-    return module
+def levers(program: Callable[[str], ModuleType]) -> ModuleType:
+    return program("levers")
 
 
 @pytest.mark.parametrize(("attack", "colluding"), [("sign_flip", True), ("gaussian_noise", False)])
