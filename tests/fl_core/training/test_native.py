@@ -220,6 +220,32 @@ def test_a_weight_that_is_not_finite_spoils_what_it_spoils_in_pytorch(isa, name,
         torch.testing.assert_close(updates.isfinite(), expected.isfinite())
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_wide_blocks_spoil_no_less_than_pytorch_and_no_other_image_or_client(isa, value):
+    # Winograd's convolution takes patches of four pixels at once: what is not finite spoils the pixels beside it too.
+    case = make_case(channels=(16, 32), hidden=4)
+    case.images[1, 0, 2, 0, 3, 3] = value
+    case.held_out[4, 0, 0, 0] = value
+    for one, other in zip(case.train("native"), case.train("sequential"), strict=True):
+        assert (~one.isfinite() | other.isfinite()).all()
+        assert_equal_rows(one[:1], other[:1])
+        assert one[0].isfinite().all()
+    logits, expected = case.logits("native"), case.logits("sequential")
+    assert (~logits.isfinite() | expected.isfinite()).all()
+    others = [i for i in range(len(case.held_out)) if i != 4]
+    assert_equal_rows(logits[:, others], expected[:, others])
+
+
+@pytest.mark.parametrize("channels", [(16, 16), (13, 33), (64, 20)])
+@pytest.mark.parametrize("image", [(1, 12, 8), (3, 8, 20), (1, 9, 12), (1, 70, 8), (1, 8, 140)])
+def test_wide_blocks_are_equal_on_maps_of_every_shape(isa, channels, image):
+    case = make_case(1, steps=1, batch=3, image=image, channels=channels, held_out=3)
+    for one, other in zip(case.train("native"), case.train("sequential"), strict=True):
+        assert_equal_rows(one, other)
+    assert_equal_rows(case.logits("native"), case.logits("sequential"))
+    assert_equal_rows(case.reestimate("native"), case.reestimate("sequential"))
+
+
 def test_a_spoilt_client_leaves_the_next_one_on_its_thread_alone(isa):
     case = make_case(4, channels=(3, 5))
     expected, _ = case.train("native")

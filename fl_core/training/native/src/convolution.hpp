@@ -90,9 +90,9 @@ struct Convolution {
   // out = convolution(in) + bias for a map of height x width pixels, both at least 2.
   //
   // in: padded map, upper left corner of the border. weights: (tap, Stride, Lanes). Only the first `channels` of a
-  // pixel are read: what a padding lane holds never matters.
+  // pixel are read: what a padding lane holds never matters. `scratch` is for others of this form.
   static void forward(const float* in, int pitch, int channels, const float* weights, const float* bias, float* out,
-                      int out_pitch, int height, int width) {
+                      int out_pitch, int height, int width, float* /*scratch*/) {
     const int tiles = (width + kMaxColumns - 1) / kMaxColumns;
     const int columns = (width + tiles - 1) / tiles;
     map_by<kMaxColumns>(columns, in, pitch, channels, weights, bias, out, out_pitch, height, width);
@@ -137,7 +137,8 @@ struct Convolution {
   }
 
   // gradient (tap, Stride, Lanes) += sum over pixels of in (padded, from its corner) times the slopes `out`.
-  static void weight_gradient(const Maps& in, const Maps& out, int images, int height, int width, float* gradient) {
+  static void weight_gradient(const Maps& in, const Maps& out, int images, int height, int width, float* gradient,
+                              float* /*scratch*/) {
     for (int ky = 0; ky < kKernel; ky += kTapRows)
       for (int first = 0; first < kKernel * Stride; first += kRun)
         for (int lane = 0; lane < Lanes; lane += kGradientVectors * kWidth) {
@@ -148,43 +149,5 @@ struct Convolution {
         }
   }
 };
-
-// The input gradient is itself a convolution, of the slopes with the taps in reverse order and the channels swapped.
-template <class Isa>
-void flip_weights(const float* weights, const BlockShape& block, float* flipped) {
-  for (int tap = 0; tap < kTaps; ++tap)
-    for (int lane = 0; lane < block.lanes; ++lane)
-      for (int c = 0; c < block.in_stride; ++c)
-        flipped[(std::size_t(kTaps - 1 - tap) * block.lanes + lane) * block.in_stride + c] =
-            weights[(std::size_t(tap) * block.in_stride + c) * block.lanes + lane];
-}
-
-template <class Isa>
-struct ConvolutionKernels {
-  decltype(&Convolution<Isa, 8, 8>::forward) forward;
-  decltype(&Convolution<Isa, 8, 8>::weight_gradient) weight_gradient;
-};
-
-template <class Isa, int Stride>
-ConvolutionKernels<Isa> find_convolution(int lanes) {
-  switch (lanes) {
-    case 8: return {&Convolution<Isa, Stride, 8>::forward, &Convolution<Isa, Stride, 8>::weight_gradient};
-    case 16: return {&Convolution<Isa, Stride, 16>::forward, &Convolution<Isa, Stride, 16>::weight_gradient};
-    case 32: return {&Convolution<Isa, Stride, 32>::forward, &Convolution<Isa, Stride, 32>::weight_gradient};
-    default: return {&Convolution<Isa, Stride, 64>::forward, &Convolution<Isa, Stride, 64>::weight_gradient};
-  }
-}
-
-template <class Isa>
-ConvolutionKernels<Isa> find_convolution(int stride, int lanes) {
-  switch (stride) {
-    case 1: return find_convolution<Isa, 1>(lanes);
-    case 3: return find_convolution<Isa, 3>(lanes);
-    case 8: return find_convolution<Isa, 8>(lanes);
-    case 16: return find_convolution<Isa, 16>(lanes);
-    case 32: return find_convolution<Isa, 32>(lanes);
-    default: return find_convolution<Isa, 64>(lanes);
-  }
-}
 
 }  // namespace optigrad

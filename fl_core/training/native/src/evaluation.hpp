@@ -1,7 +1,7 @@
 // Many images through one model: logits with running statistics, and the statistics themselves anew.
 //
-// Without a way back nothing need be kept, so convolution and pooling go two rows at a time: a row of windows is
-// pooled from two rows of the map that are still in the first-level cache, and no map ever exists as a whole.
+// Without a way back nothing need be kept, so direct convolution and pooling go two rows at a time: a row of windows is
+// pooled from two rows of the map that are still in the first-level cache, and no such map ever exists as a whole.
 #pragma once
 
 #include "kernels.hpp"
@@ -35,7 +35,7 @@ class Evaluator {
 
   void load(const float* shared, const float* local) {
     unpack(network_, shared, local, model_);
-    for (const Block<Isa>& block : blocks_) block.mark_channels();
+    for (const Block<Isa>& block : blocks_) block.mark_channels(), block.prepare();
   }
 
   void logits(const float* images, std::int64_t count, float* logits) {
@@ -86,9 +86,13 @@ class Evaluator {
   // One image through one block, from its padded input to what is pooled.
   void pass(int index, float* out, int out_pitch) {
     const Block<Isa>& block = blocks_[index];
+    // Winograd's convolution wants many tiles at once, the direct one is content with two rows.
+    const bool whole = block.convolution.transforms();
+    if (whole) block.convolve(inputs_[index], 0, block.shape.height, map_);
     for (int row = 0; row < block.shape.pooled_height; ++row) {
-      block.convolve(inputs_[index], 2 * row, 2, rows_);
-      block.batchnorm.pool_row(rows_, block.shape.width, block.shape.pooled_width, block.norm,
+      if (!whole) block.convolve(inputs_[index], 2 * row, 2, rows_);
+      const float* pair = whole ? map_ + std::ptrdiff_t(2) * row * block.shape.width * block.shape.lanes : rows_;
+      block.batchnorm.pool_row(pair, block.shape.width, block.shape.pooled_width, block.norm,
                                out + std::ptrdiff_t(row) * out_pitch * block.shape.lanes);
     }
   }

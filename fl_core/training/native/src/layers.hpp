@@ -3,7 +3,7 @@
 
 #include "arena.hpp"
 #include "batchnorm.hpp"
-#include "convolution.hpp"
+#include "convolution_kernels.hpp"
 #include "dense.hpp"
 #include "model.hpp"
 
@@ -30,10 +30,11 @@ struct Block {
   Normalisation norm;
   float *weight, *bias, *gamma, *beta, *running_mean, *running_variance;
   double epsilon, momentum;
+  float *points, *scratch;  // of Winograd's convolution: transformed weights, and memory; null for the direct one
 
   Block(const Network& network, const Shape& whole, const Model& model, int index, Arena& arena)
       : shape(whole.blocks[index]),
-        convolution(find_convolution<Isa>(shape.in_stride, shape.lanes)),
+        convolution(find_convolution<Isa>(shape.in_stride, shape.lanes, shape.height, shape.width)),
         batchnorm(find_batchnorm<Isa>(shape.lanes)),
         norm(make_normalisation<Isa>(shape, arena)),
         weight(model.block(index, kWeight)),
@@ -43,17 +44,25 @@ struct Block {
         running_mean(model.block(index, kRunningMean)),
         running_variance(model.block(index, kRunningVariance)),
         epsilon(network.epsilon[index]),
-        momentum(network.momentum[index]) {}
+        momentum(network.momentum[index]),
+        points(convolution.transforms() ? arena.floats(shape.points()) : nullptr),
+        scratch(convolution.transforms() ? arena.floats(convolution.scratch_floats(shape.width)) : nullptr) {}
 
   // Marks the lanes that are channels; needs memory.
   void mark_channels() const {
     for (int lane = 0; lane < shape.lanes; ++lane) norm.real[lane] = lane < shape.channels ? -1 : 0;
   }
 
+  // Before `convolve`, whenever the weights have changed.
+  void prepare() const {
+    if (convolution.transforms()) convolution.transform(weight, points);
+  }
+
   // `rows` rows of the output map, from row `first` of one padded image.
   void convolve(const float* in, int first, int rows, float* out) const {
     convolution.forward(in + std::ptrdiff_t(first) * shape.padded_width() * shape.in_stride, shape.padded_width(),
-                        shape.in_channels, weight, bias, out, shape.width, rows, shape.width);
+                        shape.in_channels, points ? points : weight, bias, out, shape.width, rows, shape.width,
+                        scratch);
   }
 
   void finish_statistics(double images, double with_momentum) const {

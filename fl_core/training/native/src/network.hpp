@@ -10,6 +10,7 @@ namespace optigrad {
 
 constexpr int kKernel = 3;             // convolutions are 3x3 with padding 1
 constexpr int kTaps = kKernel * kKernel;
+constexpr int kPoints = 16;            // of a kernel that is transformed for Winograd's convolution
 constexpr int kBlocks = 2;             // convolution - BatchNorm - ReLU - pooling, twice
 constexpr int kRowAlignment = 16;      // rows of dense layers are padded to whole vectors of the widest kind
 
@@ -57,6 +58,7 @@ struct BlockShape {
   std::size_t padded_map_floats() const { return std::size_t(height + 2) * padded_width() * lanes; }
   std::size_t pooled_floats() const { return std::size_t(pooled_height) * pooled_width * lanes; }
   std::size_t weights() const { return std::size_t(kTaps) * in_stride * lanes; }
+  std::size_t points() const { return std::size_t(kPoints) * in_stride * lanes; }
 };
 
 // A dense layer of (outputs, pitch) weights; the columns after `inputs` are zero.

@@ -23,11 +23,12 @@ class Client {
         batch_(batch),
         model_(shape, arena),
         blocks_{{network, shape, model_, 0, arena}, {network, shape, model_, 1, arena}},
+        way_back_(input_gradient(shape.blocks[1])),
         head_(shape, model_, batch, arena),
         logit_slopes_(arena.floats(batch * head_.logit_pitch)),
         hidden_slopes_(arena.floats(shape.has_hidden ? batch * shape.output.pitch : 0)),
         feature_slopes_(arena.floats(batch * shape.feature_pitch())) {
-    std::size_t weights = 0;
+    std::size_t weights = 0, points = 0;
     for (int i = 0; i < kBlocks; ++i) {
       const BlockShape& block = shape.blocks[i];
       inputs_[i] = arena.floats(batch * block.input_floats());
@@ -36,9 +37,12 @@ class Client {
       groups_[i] = group_size(block, batch);
       slopes_[i] = arena.floats(groups_[i] * block.padded_map_floats());
       weights = block.weights() > weights ? block.weights() : weights;
+      if (blocks_[i].convolution.transforms()) points = block.points() > points ? block.points() : points;
     }
     gradient_ = arena.floats(weights);
     flipped_ = arena.floats(weights);
+    gradient_points_ = arena.floats(points);
+    flipped_points_ = arena.floats(points);
     no_bias_ = arena.floats(shape.blocks[1].in_stride);
   }
 
@@ -61,6 +65,11 @@ class Client {
   const Model& model() const { return model_; }
 
  private:
+  // Transforms if the block's own convolution does, and then needs as much memory.
+  static ConvolutionKernels<Isa> input_gradient(const BlockShape& block) {
+    return find_convolution<Isa>(block.lanes, block.in_stride, block.height, block.width);
+  }
+
   static int group_size(const BlockShape& block, int batch) {
     const std::size_t fitting = kGroupBytes / (block.padded_map_floats() * sizeof(float));
     return fitting < 1 ? 1 : fitting < std::size_t(batch) ? int(fitting) : batch;
@@ -88,6 +97,7 @@ class Client {
   void forward() {
     for (int i = 0; i < kBlocks; ++i) {
       const Block<Isa>& block = blocks_[i];
+      block.prepare();
       for (int b = 0; b < batch_; ++b) {
         block.convolve(input(i, b), 0, block.shape.height, map(i, b));
         if (b == 0) begin_statistics<Isa>(map(i, 0), block.shape.lanes, block.norm);
@@ -128,10 +138,14 @@ class Client {
       block.batchnorm.gradient_sums(from.first, from.pitch, shape, norm, pooled(index, b));
     }
     spread_gradient<Isa>(shape.lanes, double(batch_) * shape.height * shape.width, norm);
-    std::memset(gradient_, 0, shape.weights() * sizeof(float));
+    const bool transforms = block.convolution.transforms();
+    float* gradient = transforms ? gradient_points_ : gradient_;
+    std::memset(gradient, 0, (transforms ? shape.points() : shape.weights()) * sizeof(float));
     if (index > 0) flip_weights<Isa>(block.weight, shape, flipped_);
+    if (index > 0 && way_back_.transforms()) way_back_.transform(flipped_, flipped_points_);
     for (int first = 0; first < batch_; first += groups_[index])
-      backward_group(index, first, first + groups_[index] < batch_ ? groups_[index] : batch_ - first);
+      backward_group(index, first, first + groups_[index] < batch_ ? groups_[index] : batch_ - first, gradient);
+    if (transforms) block.convolution.collect(gradient_points_, gradient_);
     step_tensor(index, kWeight, gradient_, shape.weights(), anchor, sgd);
     step_tensor(index, kGamma, norm.gamma_gradient, shape.lanes, anchor, sgd);
     step_tensor(index, kBeta, norm.beta_gradient, shape.lanes, anchor, sgd);
@@ -140,7 +154,7 @@ class Client {
 
   // Slopes of the maps of a few images, their part of the weight gradient, and the slopes of the block's input. The
   // latter overwrite the input, which is not needed any more once the weight gradient has it.
-  void backward_group(int index, int first, int images) {
+  void backward_group(int index, int first, int images, float* gradient) {
     const Block<Isa>& block = blocks_[index];
     const BlockShape& shape = block.shape;
     const int pitch = shape.padded_width();
@@ -152,13 +166,12 @@ class Client {
     }
     const Maps in = {input(index, first), pitch, shape.input_floats()};
     const Maps out = {slopes(index, 0) + inside, pitch, shape.padded_map_floats()};
-    block.convolution.weight_gradient(in, out, images, shape.height, shape.width, gradient_);
+    block.convolution.weight_gradient(in, out, images, shape.height, shape.width, gradient, block.scratch);
     if (index == 0) return;
-    const auto input_gradient = find_convolution<Isa>(shape.lanes, shape.in_stride).forward;
     for (int i = 0; i < images; ++i)
-      input_gradient(slopes(index, i), pitch, shape.channels, flipped_, no_bias_,
-                     input(index, first + i) + Block<Isa>::inside(pitch, shape.in_stride), pitch, shape.height,
-                     shape.width);
+      way_back_.forward(slopes(index, i), pitch, shape.channels, way_back_.transforms() ? flipped_points_ : flipped_,
+                        no_bias_, input(index, first + i) + Block<Isa>::inside(pitch, shape.in_stride), pitch,
+                        shape.height, shape.width, block.scratch);
   }
 
   void step_tensor(int index, BlockTensor tensor, const float* gradient, std::size_t count, const Model& anchor,
@@ -188,6 +201,7 @@ class Client {
   const int batch_;
   Model model_;
   Block<Isa> blocks_[kBlocks];
+  const ConvolutionKernels<Isa> way_back_;  // of the second block's slopes; the first one's input has none
   Head<Isa> head_;
   float *logit_slopes_, *hidden_slopes_, *feature_slopes_;
   float *inputs_[kBlocks], *maps_[kBlocks];
@@ -195,6 +209,7 @@ class Client {
   int groups_[kBlocks];
   float* slopes_[kBlocks];  // padded: the input gradient is a convolution of them
   float *gradient_, *flipped_, *no_bias_;
+  float *gradient_points_, *flipped_points_;  // for Winograd's convolution
 };
 
 template <class Isa>
