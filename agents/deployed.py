@@ -203,9 +203,20 @@ def _pair(path: Path | str) -> tuple[Path, Path]:
         elif not given.exists():
             raise PolicyFileError(
                 f"there is no directory {str(path)!r} and no shipped policy of this name; "
-                f"shipped are: {', '.join(shipped_policies()) or 'none'}"
+                f"shipped are: {', '.join(shipped_policies()) or 'none'}{_hint(str(path))}"
             )
     return given / WEIGHTS, given / CARD
+
+
+def _hint(path: str) -> str:
+    """What to do, if somebody has given options as on a command line."""
+    name, _, options = path.partition(":")
+    if not options:
+        return ""
+    return (
+        f". Options behind a colon are for command lines: here load {name!r}, and give TrustAggregator another "
+        "weighting, TrustAggregator(policy, dataclasses.replace(policy.weighting, ...))"
+    )
 
 
 def _load_zip(path: Path, trusted: bool) -> TrustNet:

@@ -86,7 +86,7 @@ class ResultsDirectory:
         self._lock = _locked(path)
         try:
             self.assembled = False
-            fresh = overwrite or not ((path / MANIFEST).exists() or (path / RESULTS).exists())
+            fresh = overwrite or not (path / RESULTS).exists()
             # Before anything is deleted: what cannot be reused is an error that costs nothing.
             taken = (reusable(reuse, path, grid), rows_to_reuse(reuse, expected)) if reuse and fresh else None
             if overwrite:

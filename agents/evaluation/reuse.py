@@ -127,14 +127,13 @@ def reuse_cells(
 
     Args:
         sources: See ``reusable``.
-        target: Directory that holds no results yet. The manifest comes last.
+        target: Directory that holds no results yet. Its results.csv comes last: killed before, it still holds none, and
+            the same command copies again.
         manifest: What ``reusable`` returned.
         tables: What ``rows_to_reuse`` returned.
         cells: The grid's.
     """
-    for name, columns in ((RESULTS, COLUMNS), (TIMINGS, TIMING_COLUMNS)):
-        header = dict(zip(columns, columns, strict=True))
-        write_atomically(target / name, table_lines([header, *tables[name]], columns))
+    _write_table(target / TIMINGS, tables[TIMINGS], TIMING_COLUMNS)
     rules: dict[CellKey, list[str]] = {}
     for row in tables[RESULTS]:
         rules.setdefault(key_of(row), []).append(row["rule"])
@@ -144,6 +143,12 @@ def reuse_cells(
             (target / CURVES).mkdir(exist_ok=True)
             write_atomically(target / CURVES / curves_name(cell), curves)
     write_json(target / MANIFEST, manifest)
+    _write_table(target / RESULTS, tables[RESULTS], COLUMNS)
+
+
+def _write_table(path: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:
+    header = dict(zip(columns, columns, strict=True))
+    write_atomically(path, table_lines([header, *rows], columns))
 
 
 def _curves(paths: Sequence[Path], rules: Sequence[str]) -> bytes | None:

@@ -50,8 +50,20 @@ class ServerView:
             vector = getattr(self, name)
             if vector is not None and vector.shape != (size,):
                 raise ValueError(f"{name} must have shape ({size},) like an update, got {tuple(vector.shape)}")
-        if self.clients is not None and self.clients.shape != self.updates.shape[:1]:
-            raise ValueError(f"clients must have shape ({len(self.updates)},), got {tuple(self.clients.shape)}")
+        if self.clients is not None:
+            self._check_clients(self.clients)
+
+    def _check_clients(self, clients: Tensor) -> None:
+        count = len(self.updates)
+        if not isinstance(clients, Tensor) or clients.dtype != torch.int64 or clients.shape != (count,):
+            told = f"{clients.dtype} of shape {tuple(clients.shape)}" if isinstance(clients, Tensor) else repr(clients)
+            raise ValueError(
+                f"clients must be {count} numbers, a torch.int64 tensor of shape ({count},): who has sent each row of "
+                f"the updates; got {told}"
+            )
+        numbers = clients.tolist()
+        if len({*numbers}) < count:
+            raise ValueError(f"clients must be {count} different numbers, one a row of the updates; got {numbers}")
 
     @cached_property
     def rejected(self) -> Tensor:

@@ -203,6 +203,8 @@ def test_a_shipped_policy_is_found_by_its_name(
     assert read_card("learned")["provenance"]["attacks_seen"] == ["sign_flip"]
     with pytest.raises(PolicyFileError, match=r"'learnt' and no shipped policy.*shipped are: learned"):
         load_policy("learnt")
+    with pytest.raises(PolicyFileError, match=r"are for command lines: here load 'learned', and give TrustAggregator"):
+        load_policy("learned:safeguard=false,root_anchor=2")
 
 
 def test_a_directory_comes_before_a_shipped_policy_of_the_same_name(

@@ -1,7 +1,7 @@
 """Reads a results directory and writes its report: made of what is on the disk, so it can be made again at any time."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ def write_report(
 ) -> Report:
     """Writes report.html, summary.json, summary.md, ``plots/`` (PNG, SVG) and ``tables/`` (CSV, LaTeX).
 
+    Tables and plots of an earlier report that this one does not have are taken away.
+
     Args:
         directory: Holds results.csv, and timings.csv and curves/ if they are to be shown.
         facts: Where the results come from, see ``provenance``; stated on the page.
@@ -62,11 +64,20 @@ def write_report(
     for table in tables:
         write_atomically(directory / TABLES / f"{table.name}.csv", to_csv(table).encode())
         write_atomically(directory / TABLES / f"{table.name}.tex", to_latex(table).encode())
+    _forget(directory / TABLES, {table.name for table in tables})
+    _forget(directory / PLOTS, {drawing.name for drawing in drawings})
     write_json(directory / SUMMARY, {**facts, "attacks": material.statuses, "rules": material.entries})
     markdown = [to_markdown(tables[0]), *(f"\n{gap}\n" for gap in material.gaps())]
     write_atomically(directory / MARKDOWN, "".join(markdown).encode())
     write_atomically(directory / PAGE, to_page(page).encode())
     return Report(directory / PAGE, tables[0], material.entries)
+
+
+def _forget(folder: Path, names: Collection[str]) -> None:
+    """Takes away what an earlier report made and this one does not: nobody should read it for this one's."""
+    for path in folder.iterdir():
+        if path.stem not in names and path.suffix in (".csv", ".tex", ".png", ".svg"):
+            path.unlink()
 
 
 def _failures(directory: Path) -> list[Mapping[str, Any]]:

@@ -15,3 +15,8 @@ def write_rows(directory: Path, rows: list[dict[str, Any]]) -> None:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(lines)
+
+
+def entry(entries: list[dict[str, Any]], rule: str) -> dict[str, Any]:
+    """A rule's figures of all that a report has."""
+    return next(one for one in entries if one["rule"] == rule)

@@ -2,7 +2,6 @@
 
 import csv
 import html.parser
-import io
 import re
 import shutil
 import subprocess
@@ -14,33 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rich.console import Console
 
 from agents.evaluation import CellResult, write_report
 from agents.evaluation.figures_of_merit import COLUMNS
 from agents.evaluation.grid import Cell
 from agents.evaluation.report.material import Material
-from agents.evaluation.report.tables import (
-    Value,
-    circumstances,
-    headline,
-    to_csv,
-    to_html,
-    to_latex,
-    to_markdown,
-    to_rich,
-)
-from agents.evaluation.summary import (
-    by_circumstances,
-    compare,
-    focus,
-    kind_of,
-    regret_by_attack,
-    summarise,
-    worst_scenario,
-)
 
-from .rows import write_rows
+from .rows import entry, write_rows
 
 MakeRows = Callable[..., list[dict[str, Any]]]
 FACTS = {"command": "python evaluate.py", "seeds": [0, 1], "policies": {}, "revision": "abc"}
@@ -50,128 +29,6 @@ FACTS = {"command": "python evaluate.py", "seeds": [0, 1], "policies": {}, "revi
 def directory(tmp_path: Path, make_rows: MakeRows) -> Path:
     write_rows(tmp_path / "out", make_rows())
     return tmp_path / "out"
-
-
-def entry(entries: list[dict[str, Any]], rule: str) -> dict[str, Any]:
-    return next(one for one in entries if one["rule"] == rule)
-
-
-def test_the_summary_by_hand(make_rows: MakeRows) -> None:
-    rows = make_rows()
-    noise = np.mean([row["test_accuracy"] for row in rows if row["rule"] == "mine" and row["seed"] < 5]) - 0.9
-    fedavg = entry(summarise(rows), "fedavg")
-    assert fedavg["accuracy"]["value"] == pytest.approx(100 * (0.9 - 0.05 - 0.1 + noise))
-    assert fedavg["regret"]["value"] == pytest.approx(100 * (0.05 + 0.1 - 0.1))
-    assert fedavg["regret"]["low"] == pytest.approx(fedavg["regret"]["high"])  # paired: the seed's luck cancels
-    assert fedavg["worst_regret"]["value"] == pytest.approx(100 * (0.05 + 0.2 - 0.1))
-    assert (fedavg["worst_regret"]["attack"], fedavg["worst_accuracy"]["attack"]) == ("alie", "alie")
-    assert fedavg["attack_impact"]["value"] == pytest.approx(10)
-    assert fedavg["loss_to_fedavg_no_attack"]["value"] == 0
-    assert fedavg["accuracy"]["seeds"] == 5
-    assert set(fedavg["regret_by_heterogeneity"]) == {"0.5", "0.1"}
-    assert fedavg["rounds_to_oracle"] == {"median": 7, "share": 1}
-    assert summarise(rows)[0]["rule"] == "mine"
-
-
-def test_the_comparison_and_the_worst_scenario_by_hand(make_rows: MakeRows) -> None:
-    rows = make_rows()
-    against = {one["other"]: one for one in compare(rows, "mine")}
-    assert against["fedavg"]["difference"]["value"] == pytest.approx(15)
-    assert against["fedavg"]["improvement"]["value"] == 1
-    worst = worst_scenario([row for row in rows if row["rule"] == "fedavg"], "test_accuracy", min)
-    assert (worst["attack"], worst["malicious_fraction"]) == ("alie", 0.3)
-    assert np.isnan(worst_scenario([], "regret", max)["value"])
-
-
-def test_the_circumstances_and_the_regret_under_each_attack_by_hand(make_rows: MakeRows) -> None:
-    rows = make_rows()
-    entries = by_circumstances(rows)
-    assert len(entries) == 5 * 2 * 2
-    found = {(e["rule"], e["heterogeneity"], e["malicious_fraction"]): e for e in entries}
-    fedavg, mine = found["fedavg", "0.1", 0.3], found["mine", "0.5", 0.3]
-    # Accuracy 85 % and 65 under alie; the policy 90, root_only 70.
-    assert fedavg["behind_fedavg"]["value"] == 0
-    assert fedavg["worst_regret"]["value"] == pytest.approx(15)
-    assert fedavg["worst_regret"]["attack"] == "alie"
-    assert fedavg["regret"]["value"] == pytest.approx((15 - 5) / 2)
-    assert fedavg["above_root_only"] == pytest.approx(-5)
-    assert mine["behind_fedavg"]["value"] == pytest.approx(-(25 + 5) / 2)
-    assert mine["above_root_only"] == pytest.approx(20)
-    lines = list(csv.DictReader(io.StringIO(to_csv(circumstances(entries, ["mine"])))))
-    assert [line["in"] for line in lines if line["rule"] == "mine"] == [
-        "α 0.5, no attack",
-        "α 0.5, 30 % malicious",
-        "α 0.1, no attack",
-        "α 0.1, 30 % malicious",
-    ]
-    regrets = regret_by_attack(rows)
-    assert len(regrets) == 4
-    assert regrets["OptiGrad/Digits-v0", 10.0, "0.5", "alie", 0.3]["fedavg"] == pytest.approx(15)
-
-
-def test_the_focus_is_the_first_policy_that_was_named_whatever_the_test_data_say(make_rows: MakeRows) -> None:
-    entries = summarise(make_rows(rules=("oracle", "krum", "fedavg", "mine")))
-    assert focus(entries, ["mine"]) == "mine"
-    assert [focus(entries, ["fedavg", "mine"]), focus(entries, ["mine", "fedavg"])] == ["fedavg", "mine"]
-
-
-def test_without_policies_the_focus_is_the_best_rule_that_knows_no_truth(make_rows: MakeRows) -> None:
-    entries = summarise(make_rows(rules=("oracle", "krum", "fedavg", "mine")))
-    assert focus(entries, []) == "krum"
-    assert kind_of("mine (features shuffled)", ["mine"]) == "control"
-    assert [kind_of(rule, ["mine"]) for rule in ("mine", "oracle", "root_only", "krum")] == [
-        "policy",
-        "reference",
-        "reference",
-        "rule",
-    ]
-
-
-def test_the_headline_tells_the_worst_backdoor_where_an_attack_has_a_target(make_rows: MakeRows) -> None:
-    rows = make_rows()
-    column = "worst backdoor success"
-    for row in rows:
-        row["attack_success"] = None
-    assert column not in headline(summarise(rows), ["mine"], "headline", "").header
-    attacked = [row for row in rows if row["rule"] == "mine" and row["malicious_fraction"]]
-    worst = attacked[-1]["attack"]
-    for row in attacked:
-        row["attack_success"] = 0.5 if row["attack"] == worst else 0.25
-    table = headline(summarise(rows), ["mine"], "headline", "")
-    field = dict(zip(table.header, table.rows[0], strict=True))[column]
-    assert (field.text, field.number) == ("50.0", 50)
-    assert worst in field.note
-    assert column in [one.header for one in to_rich(table).columns]
-
-
-def test_tables_in_every_form(make_rows: MakeRows) -> None:
-    table = headline(summarise(make_rows()), ["mine"], "headline", "Caption & more")
-    markdown = to_markdown(table).splitlines()
-    assert len(markdown) == 2 + 5
-    assert len({line.count("|") for line in markdown}) == 1
-    first, *_ = csv.DictReader(to_csv(table).splitlines())
-    assert first["rule"] == "mine"
-    assert float(first["regret"]) == pytest.approx(-10)
-    assert float(first["accuracy, attacked, low"]) <= float(first["accuracy, attacked"])
-    latex = to_latex(table)
-    assert latex.count(r"\\") == 6
-    assert r"root\_only" in latex
-    assert "$-$10.0" in latex
-    assert "−" not in latex.replace("% Caption & more", "")
-    console = Console(width=200, record=True)
-    console.print(to_rich(table))
-    printed = console.export_text()
-    assert all(rule in printed for rule in ("mine", "fedavg", "oracle", "anchored_oracle", "root_only"))
-    page = to_html(table)
-    assert "Caption &amp; more" in page
-    assert page.count("<tr") == 6
-
-
-def test_values_show_intervals_and_no_minus_zero() -> None:
-    assert str(Value("1.0", 1.0, 0.5, 1.5)) == "1.0 [0.5, 1.5]"
-    assert str(Value("1.0", 1.0, -0.04, 1.5)) == "1.0 [0.0, 1.5]"
-    assert str(Value("1.0", 1.0, -0.5, 1.5)) == "1.0 [−0.5, 1.5]"
-    assert str(Value("3.0", 3.0, note="alie")) == "3.0 (alie)"
 
 
 class Tags(html.parser.HTMLParser):
@@ -270,6 +127,21 @@ def test_old_results_without_the_newer_columns_have_a_report_too(tmp_path: Path,
         writer.writerows(rows)
     report = write_report(tmp_path, FACTS, ["mine"])
     assert entry(report.entries, "mine")["accuracy"]["seeds"] == 5
+
+
+def test_an_earlier_reports_tables_and_plots_are_taken_away(directory: Path) -> None:
+    for name in (
+        "tables/controls.csv",
+        "tables/controls.tex",
+        "plots/trust.svg",
+        "plots/trust.png",
+        "tables/notes.txt",
+    ):
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text("of another grid")
+    write_report(directory, FACTS, ["mine"])
+    left = {path.name for path in directory.rglob("*") if path.is_file() and path.read_bytes() == b"of another grid"}
+    assert left == {"notes.txt"}
 
 
 def test_no_results_no_report(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, run_grid
+from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, reuse, run_grid
+from fl_core import files
 
 RULES = ("fedavg", "median", "shapley")
 
@@ -81,6 +82,30 @@ def test_where_there_are_results_already_nothing_is_taken_over(
     open_directory(tmp_path / "new", grid).__exit__(None, None, None)
     with open_directory(tmp_path / "new", grid, reuse=[stopped]) as directory:
         assert directory.missing() == grid.cells()
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_killed_while_it_copies_the_same_command_copies_again(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    with open_directory(tmp_path / "whole", grid, reuse=[stopped]):
+        pass
+    done = 0
+
+    def until_killed(path: Path, *content: Any) -> None:
+        nonlocal done
+        if done == writes:
+            raise KeyboardInterrupt
+        done += 1
+        files.write_atomically(path, *content)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(reuse, "write_atomically", until_killed)
+        open_directory(tmp_path / "new", grid, reuse=[stopped])
+    with open_directory(tmp_path / "new", grid, reuse=[stopped]) as directory:
+        assert not directory.missing()
+    assert contents(tmp_path / "new") == contents(tmp_path / "whole")
 
 
 def test_half_a_row_is_not_taken_over(tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]) -> None:

@@ -139,6 +139,20 @@ def test_a_fingerprint_needs_root_data():
         ServerView(torch.zeros(3, P)).fingerprint  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    ("clients", "told"),
+    [
+        ([4, 7], r"got \[4, 7\]"),
+        (torch.tensor([4.0, 7.0]), r"got torch.float32 of shape \(2,\)"),
+        (torch.tensor([4, 7, 9]), r"got torch.int64 of shape \(3,\)"),
+        (torch.tensor([4, 4]), r"different numbers, one a row of the updates; got \[4, 4\]"),
+    ],
+)
+def test_a_view_needs_a_number_of_its_own_for_every_row(clients, told):
+    with pytest.raises(ValueError, match=rf"clients must be 2 .*{told}"):
+        ServerView(torch.ones(2, 3), clients=clients)
+
+
 def test_a_view_holds_nothing_of_the_truth(federation):
     view = federation().local_round().view
     assert set(vars(view)) == {
