@@ -23,10 +23,12 @@ kernels = Extension(
     language="c++",
     # No -march=native: the kernels for each instruction set ask for it themselves and are chosen at run time.
     # No -ffast-math: NaN and infinities mean here what they mean in PyTorch, and its start-up code would flush
-    # subnormals to zero in the whole process. Errno and floating-point traps are all that is given up.
+    # subnormals to zero in the whole process. Errno and floating-point traps are all that is given up. Python's own
+    # flags have -fwrapv, which its C code needs and the kernels do not: addresses of 32-bit indices would cost a fifth.
     extra_compile_args=[
         "-std=c++17",
         "-O3",
+        "-fno-wrapv",
         "-fno-math-errno",
         "-fno-trapping-math",
         "-ffp-contract=fast",
