@@ -16,3 +16,26 @@ def test_speeds_are_told_as_they_were_measured() -> None:
     digits = [value for (images, _, what), value in figures.items() if (images, what) == ("8x8", "local round")]
     times = f"{min(digits):.0f} to {max(digits):.0f} times as fast as client after client in PyTorch there"
     assert is_told(README, f"is {times} and {figures['28x28', '10', 'local round']} times on 28x28 images.")
+
+
+def _engines(file: str, *engines: str) -> dict[str, list[str]]:
+    """By work how many times faster than the sequential engine each of these is."""
+    with (ROOT / "results" / file).open() as opened:
+        rows = list(csv.DictReader(opened))
+    ratios = {(row["work"], row["engine"]): f"{float(row['relative_to_sequential']):.1f}×" for row in rows}
+    works = dict.fromkeys(work for work, _ in ratios)
+    return {work: [ratios[work, engine] for engine in engines] for work in works}
+
+
+def test_engines_are_told_as_they_were_measured() -> None:
+    page = (ROOT / "docs" / "native_engine.md").read_text()
+    each = ("stacked", "native (avx512)", "native (avx2)", "native (portable)")
+    for work, ratios in _engines("engines.csv", *each).items():
+        assert f"| {work} | {' | '.join(ratios)} |" in page
+    avx2 = each[2:]
+    direct, winograd = _engines("engines_avx2_direct.csv", *avx2), _engines("engines_avx2.csv", *avx2)
+    wide = [work for work in direct if "28x28" in work]
+    assert len(wide) == 3
+    for work in wide:
+        both = [ratio for pair in zip(direct[work], winograd[work], strict=True) for ratio in pair]
+        assert f"| {work} | {' | '.join(both)} |" in page
