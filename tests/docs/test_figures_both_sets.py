@@ -78,7 +78,7 @@ def test_rules_in_both_heterogeneities_are_told_as_they_were_measured(
 @pytest.mark.parametrize(
     ("text", "name", "other", "fraction", "signs", "sentence"),
     [
-        (README, "held_out", "safeguarded_shapley", 0.3, (1, 1), "{} points {} behind at α 0.5, {} {} at 0.1 (`python"),
+        (README, "held_out", "safeguarded_shapley", 0.3, (1, 1), "{} points {} behind at α 0.5 and {} {} at 0.1."),
         (README, "held_out", "anchored_oracle", 0.3, (-1, 1), "{} points {} behind at α 0.5 and {} {} ahead at 0.1."),
         (README, "held_out", "fedavg", 0, (1, 1), "level with FedAvg at α 0.5, {} points {}, and {} {} ahead at 0.1."),
         (RESULTS, "held_out", "shapley", 0.3, (1, 1), "(`shapley`) by {} points {} at α 0.5 and {} {} at 0.1;"),

@@ -47,12 +47,9 @@ def test_what_the_attacks_that_search_do_on_fashion_mnist_is_told_as_it_was_meas
     assert is_told(
         RESULTS, f"by {ipm} points {near} and {aware} {around} on average, in eight and nine of the ten seeds"
     )
-    assert is_told(
-        README, f"{ipm} points {near} and {aware} {around} behind the oracle, in eight and nine of ten seeds"
-    )
+    assert is_told(README, f"put it {ipm} points {near} and {aware} {around} behind the oracle.")
     most = [shown(max(plain[attack].values())) for attack in searching]
     assert is_told(RESULTS, f"in seed 44 by {most[0]} and {most[1]}.")
-    assert is_told(README, f"in one by {most[0]} and {most[1]}.")
     (ipm, near), (aware, around) = told(anchored)
     of_all = interval(circumstances(FASHION[0], "optigradtrust")["α 0.5, 30 % malicious"], "regret to anchored oracle")
     assert is_told(RESULTS, f"is {of_all} at α 0.5, behind by {ipm} {near} and {aware} {around} under those two")
