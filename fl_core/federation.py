@@ -165,7 +165,8 @@ class Federation:
         attacking = self.scenario.under_attack(self.attack, self.round) and bool(malicious.any())
         trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
         # Copies, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
-        # honest training and the clients' own BatchNorm lie; and that there is a slice would say that nobody attacks.
+        # honest training and the clients' own BatchNorm lie; and that there is a slice, or how often the tensor has been
+        # written to (``_version``), would say whether anybody attacks.
         updates, reference = trained[:-1], trained[-1].clone()
         see = partial(self.server_view, reference)
         if attacking:
@@ -179,8 +180,7 @@ class Federation:
                 clients=self.participants,
             )
             updates = receive(self.attack(updates, malicious, adversary), self.layout.num_shared)
-        else:
-            updates = updates.clone()
+        updates = updates.clone()
         return Round(see(updates), malicious, attacking, self.participants)
 
     def _draw_participants(self) -> Tensor:
@@ -244,7 +244,10 @@ class Federation:
         return _Poisoned(places, *self.attack.poison(data))
 
     def apply(self, update: Tensor) -> None:
-        """Ends the round: adds ``update`` (P,) to the global model."""
+        """Ends the round: adds ``update`` (P,) to the global model; raises ValueError for another shape."""
+        if update.shape != self.shared.shape:
+            raise ValueError(f"an update has the shape {tuple(self.shared.shape)}, got {tuple(update.shape)}")
+        update = update.to(self.shared)  # a rule may have computed in float64
         self.shared = self.shared + update
         self._last_change = update
         self.round += 1

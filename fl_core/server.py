@@ -6,7 +6,7 @@ what was received, and fingerprints it.
 """
 
 import copy
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from numbers import Integral
 from typing import Any
@@ -106,8 +106,7 @@ class RootServer:
             ValueError: The network lacks one of them, by name and shape; nothing was written.
         """
         _check_holds(network, self.layout.shared)
-        tensors = self.layout.unpack(self.global_model[None], self._local[None])
-        network.load_state_dict({e.name: tensors[e.name][0] for e in self.layout.shared}, strict=False)
+        _write(network, self.layout.shared, self.layout.unpack(self.global_model[None], self._local[None]))
 
     def update_of(self, network: nn.Module) -> Tensor:
         """What a client sends after local training: its network's shared parameters minus the global model, (P,).
@@ -172,7 +171,7 @@ class RootServer:
             )
         if not update.isfinite().all():
             raise ValueError(f"{int((~update.isfinite()).sum())} of {len(update)} values of the update are not finite")
-        self.global_model = self.global_model + aggregate.update
+        self.global_model = self.global_model + update.to(self.global_model)  # a rule may have computed in float64
         self.round += 1
 
     def write_to(self, network: nn.Module) -> None:
@@ -184,8 +183,7 @@ class RootServer:
         _check_holds(network, self.layout.entries)
         shared = self.global_model[None]
         local = self.engine.reestimate(shared, self._local[None], self._simulator.images)
-        tensors = self.layout.unpack(shared, local)
-        network.load_state_dict({name: value[0] for name, value in tensors.items()}, strict=False)
+        _write(network, self.layout.entries, self.layout.unpack(shared, local))
 
 
 def _numbers(clients: Any, count: int) -> Tensor:
@@ -251,6 +249,18 @@ def _check_outputs(network: nn.Module, images: Tensor, num_classes: int) -> None
         raise ValueError(f"the network cannot run on root images {tuple(images.shape[1:])}: {error}") from error
     if shape != (len(images), num_classes):
         raise ValueError(f"the network must give {num_classes} outputs an image, one a class; two images gave {shape}")
+
+
+def _write(network: nn.Module, entries: Sequence[Entry], tensors: Mapping[str, Tensor]) -> None:
+    """Writes tensors (1, *shape) into a network.
+
+    Where BatchNorm is shared an aggregate can leave a variance below 0: it counts as 0, as it does for the engines.
+    """
+    values = {entry.name: tensors[entry.name][0] for entry in entries}
+    for name in values:
+        if name.endswith("running_var"):
+            values[name] = values[name].clamp_min(0)
+    network.load_state_dict(values, strict=False)
 
 
 def _check_holds(network: nn.Module, entries: Sequence[Entry]) -> None:

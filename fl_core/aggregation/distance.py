@@ -56,7 +56,7 @@ class MultiKrum(Rule):
 
     Attributes:
         num_byzantine: f; ``None`` assumes 30 % of the clients.
-        selected: m; ``None`` is n − f.
+        selected: m, n − f at most; ``None`` is n − f.
     """
 
     num_byzantine: int | None = None
@@ -72,7 +72,7 @@ class MultiKrum(Rule):
             return too_few
         f = assumed_byzantine(self.num_byzantine, view, "multi_krum", _KRUM)
         n = len(view.accepted)
-        best = krum_order(squared_distances(view.accepted), f)[: self.selected or n - f]
+        best = krum_order(squared_distances(view.accepted), f)[: min(self.selected or n, n - f)]
         weights = _equal_shares(best, n)
         return Aggregate(weighted_mean(view.accepted, weights), weights)
 

@@ -173,7 +173,9 @@ class FLDetector(Rule):
             past.bends = [*past.bends, result.update - past.aggregate][-self.window :]
         if step is not None:
             past.moved = step if past.moved is None else past.moved + step
-        past.aggregate, past.model = result.update, view.global_model
+        # Copies: whoever gave the view may write into its model, and into the update.
+        past.aggregate = result.update.clone()
+        past.model = None if view.global_model is None else view.global_model.clone()
         for client, row in zip(clients, view.accepted, strict=True):
             past.updates[client] = row.clone(), past.moved
         return result

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from fl_core.aggregation.base import (
     Aggregate,
+    Composed,
     Rule,
     make_rule,
     register_rule,
@@ -97,7 +98,10 @@ class BestOfK(Rule):
     def _make(self, name: str) -> Rule:
         told = {"num_byzantine": self.num_byzantine} if takes_num_byzantine(name) else {}
         rule = make_rule(name, **told)
-        if isinstance(rule, ReferenceRule):
+        innermost = rule
+        while isinstance(innermost, Composed):
+            innermost = innermost.rule
+        if isinstance(innermost, ReferenceRule):
             raise ValueError(f"best_of_k: {name} needs the truth, which no server view holds")
         return rule
 

@@ -27,8 +27,8 @@ _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 _LAYOUT = "train/CLASS/*.png and, if there is a test side of its own, test/CLASS/*.png"
 _TEST_SHARE = 0.25
 # Raised when files come out of the decoder as other images than before, so that those that were kept are not taken.
-_DECODER = 2
-_TWELVE_BITS = 2**12
+_DECODER = 3
+_EIGHT_BITS, _TWELVE_BITS = 2**8, 2**12
 _DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
 _GREY = {"1", "L", "LA", "La", *_DEEP_GREY}
 
@@ -240,7 +240,7 @@ def _decode_file(name: str, path: Path, image_size: int | None, divisor: int) ->
 def _deep_divisor(files: Sequence[_File]) -> int:
     """What grey values of more than 8 bits are divided by, one number for the whole set: images stay comparable.
 
-    Scans of 12 bits come in files of 16, of which they use a sixteenth.
+    Scans of 12 bits come in files of 16, of which they use a sixteenth, and images of 8 bits in such files too.
     """
     largest = 0
     for file in files:
@@ -248,7 +248,7 @@ def _deep_divisor(files: Sequence[_File]) -> int:
         with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(file.path) as image:
             if image.mode in _DEEP_GREY:
                 largest = max(largest, int(np.asarray(image).max()))
-    return 16 if largest < _TWELVE_BITS else 257
+    return 1 if largest < _EIGHT_BITS else 16 if largest < _TWELVE_BITS else 257
 
 
 def _eight_bit(image: Image.Image, divisor: int) -> Image.Image:

@@ -195,6 +195,15 @@ def test_an_update_is_what_is_added_to_the_global_model(federation, normal):
     assert built.round == 1
 
 
+def test_an_update_in_float64_leaves_the_model_in_float32_and_one_of_another_shape_is_refused(federation, normal):
+    built = federation()
+    built.apply(normal(built.layout.num_shared).double())
+    assert built.shared.dtype == built._last_change.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"an update has the shape \(1874,\), got \(1,\)"):
+        built.apply(torch.zeros(1))
+    assert built.round == 1
+
+
 def test_a_round_shows_the_server_the_model_the_reference_and_the_round_number(federation):
     built = federation()
     play(built, 2)
@@ -301,6 +310,12 @@ def test_neither_the_truth_nor_the_episodes_streams_can_be_reached_from_the_view
     assert len(reachable) > 10
     assert not any(thing is built.malicious for thing in reachable)
     assert not any(isinstance(thing, Scenario | Federation) for thing in reachable)
+
+
+@pytest.mark.parametrize("attack", ["none", "sign_flip", "label_flip"])
+def test_how_often_updates_have_been_written_to_tells_nobody_whether_there_is_an_attack(federation, attack):
+    view = federation(Scenario(attack, 0.3, alpha=0.5)).local_round().view
+    assert view.updates._version == 0
 
 
 @pytest.mark.parametrize("attack", ["edge_case", "dynamic_label_flip", "label_flip"])

@@ -65,6 +65,26 @@ def test_under_fedavg_batchnorm_is_sent_too():
     )
 
 
+def test_an_aggregate_in_float64_leaves_the_model_in_float32():
+    server = a_server()
+    for number in range(2):
+        view = server.view(normal(3, server.layout.num_shared, number))
+        server.apply(Aggregate(view.updates.double().mean(dim=0), None))
+    assert server.global_model.dtype == torch.float32
+
+
+def test_a_variance_that_an_aggregate_has_left_below_zero_is_written_as_zero():
+    server, client = a_server(objective=make_objective("fedavg")), a_network(1)
+    update = torch.zeros(1, server.layout.num_shared)
+    server.layout.unpack(update, torch.zeros(1, server.layout.num_local))["1.running_var"].fill_(-2.0)
+    server.view(update)
+    server.apply(Aggregate(update[0], None))
+    for write in (server.broadcast, server.write_to):
+        write(client)
+        assert (client.state_dict()["1.running_var"] == 0).all()
+        assert client.eval()(DIGITS.images(ROOT)).isfinite().all()
+
+
 def test_a_federation_of_plain_modules_learns_and_the_written_network_is_what_was_learned():
     server, generator = a_server(), torch.Generator().manual_seed(0)
     clients, shards = [a_network() for _ in range(5)], DIGITS.train[100:600].split(100)

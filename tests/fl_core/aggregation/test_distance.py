@@ -89,6 +89,7 @@ def test_multi_krum_by_hand():
     assert result.weights.tolist() == [0.25, 0.25, 0.25, 0.25, 0]
     assert aggregate("multi_krum", updates, num_byzantine=1, selected=2).update.item() == 0.5
     assert aggregate("multi_krum", updates, num_byzantine=1, selected=1).update.item() == 1
+    assert aggregate("multi_krum", updates, num_byzantine=1, selected=50).update.item() == pytest.approx(11 / 4)
 
 
 def test_multi_krum_without_attackers_is_the_mean():

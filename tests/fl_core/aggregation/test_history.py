@@ -146,6 +146,21 @@ def test_fldetector_predicts_over_all_the_steps_that_a_client_has_missed(monkeyp
     torch.testing.assert_close(along[-1], models[4] - models[1])  # of the client that was not
 
 
+def test_fldetector_knows_the_steps_of_a_model_that_is_written_into(monkeypatch, normal):
+    norms = []
+
+    def recorded(steps, bends, vector):
+        norms.append(float(vector.norm()))
+        return torch.zeros_like(vector.double())
+
+    monkeypatch.setattr(history, "hessian_product", recorded)
+    rule, model = make_rule("fldetector"), torch.zeros(6)
+    for number in range(5):
+        model += rule(ServerView(normal(3, 6, seed=number), model, round=number)).update.mul_(0.5)
+    assert len(norms) == 3
+    assert min(norms) > 0.1
+
+
 def test_fldetector_waits_for_a_full_window_of_scores():
     weights = play(make_rule("fldetector", window=6), 8, inconsistent=[2, 7])
     # The first prediction is made in round 2, from the one change of the aggregate that is known by then.

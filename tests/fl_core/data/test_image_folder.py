@@ -122,6 +122,7 @@ COLOUR = pixels(2, 6, 5, 3)
         (Image.fromarray(GREY), GREY[None]),
         (Image.fromarray(GREY.astype(np.uint16) * 257), GREY[None]),
         (Image.fromarray((GREY // 2).astype(np.uint16) * 257 + 100), GREY[None] // 2),
+        (Image.fromarray(GREY.astype(np.uint16)), GREY[None]),
         (
             Image.fromarray(np.where(GREY > 127, 255, 0).astype(np.uint8)).convert("1"),
             np.where(GREY > 127, 255, 0)[None],
@@ -130,7 +131,7 @@ COLOUR = pixels(2, 6, 5, 3)
         (Image.fromarray(np.dstack([COLOUR, GREY])), COLOUR.transpose(2, 0, 1)),
         (Image.fromarray(GREY).convert("P"), GREY[None].repeat(3, axis=0)),
     ],
-    ids=["grey", "16 bit", "16 bit, low bits", "1 bit", "colour", "alpha", "palette"],
+    ids=["grey", "16 bit", "16 bit, low bits", "8 bit in 16", "1 bit", "colour", "alpha", "palette"],
 )
 def test_every_kind_of_image_becomes_eight_bits_grey_or_colour(tmp_path, image, expected):
     fill(tmp_path, a=4, b=4)
