@@ -165,7 +165,7 @@ class Federation:
         attacking = self.scenario.under_attack(self.attack, self.round) and bool(malicious.any())
         trained = self._train(torch.cat([self.participants, torch.tensor([self.num_clients])]), attacking)
         # Copies, as in ``server_view``: a slice would lead a defence to the memory behind it, where the attackers'
-        # honest training and the clients' own BatchNorm lie; and that there is a slice, or how often the tensor has been
+        # honest training and the clients' own BatchNorm lie; and that there is a slice, or how often a tensor has been
         # written to (``_version``), would say whether anybody attacks.
         updates, reference = trained[:-1], trained[-1].clone()
         see = partial(self.server_view, reference)

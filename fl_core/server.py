@@ -257,10 +257,8 @@ def _write(network: nn.Module, entries: Sequence[Entry], tensors: Mapping[str, T
     Where BatchNorm is shared an aggregate can leave a variance below 0: it counts as 0, as it does for the engines.
     """
     values = {entry.name: tensors[entry.name][0] for entry in entries}
-    for name in values:
-        if name.endswith("running_var"):
-            values[name] = values[name].clamp_min(0)
-    network.load_state_dict(values, strict=False)
+    variances = {name: value.clamp_min(0) for name, value in values.items() if name.endswith("running_var")}
+    network.load_state_dict({**values, **variances}, strict=False)
 
 
 def _check_holds(network: nn.Module, entries: Sequence[Entry]) -> None:

@@ -106,9 +106,9 @@ class FLGuard(Rule):
     clients. The representations are clustered as they are, without a principal component analysis between. Of a model
     with more than 65,536 parameters a random pool of so many is looked at.
 
-    Inputs are standardised by mean and standard deviation of the rows that were trained on, which the paper does not say.
-    So one client that sends a single huge, finite vector in every fifth round makes all others look alike: a weakness of
-    this implementation that no attack here uses.
+    Inputs are standardised by mean and standard deviation of the rows that were trained on, which the paper does not
+    say. So one client that sends a single huge, finite vector in every fifth round makes all others look alike: a
+    weakness of this implementation that no attack here uses.
 
     Training takes most of the time: in the first round, on that round's updates, and then after every fifth.
 

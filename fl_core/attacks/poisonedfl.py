@@ -55,8 +55,8 @@ class PoisonedFL(Attack):
     Knows what is broadcast and nothing of the other clients. Where they have not changed the model yet (the first
     round) the malicious clients send zeros, as the authors' do. Deviations: the critical value is computed for any P
     instead of tabulated for four; coordinates that have not moved are left out of the test; the authors test every 50
-    of 6,000 rounds, which would be never in a federation of twenty. Rounds in which no malicious client takes part, or a
-    schedule keeps them honest, count for nothing: the change of the round before is in no test then.
+    of 6,000 rounds, which would be never in a federation of twenty. Rounds in which no malicious client takes part, or
+    a schedule keeps them honest, count for nothing: the change of the round before is in no test then.
 
     Attributes:
         factor: c at first.
