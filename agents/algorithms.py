@@ -100,6 +100,11 @@ def check_algorithm(name: str) -> None:
     check_known("algorithm", [name], _ALGORITHMS)
 
 
+def learns_off_policy(name: str) -> bool:
+    """Whether an algorithm learns from a buffer of earlier steps, by a critic that the actor follows."""
+    return issubclass(_ALGORITHMS[name], OffPolicyAlgorithm)
+
+
 def check_distribution(name: str, distribution: str | None) -> None:
     """Raises a ValueError for a distribution that is unknown, or does not go with an algorithm, with the reason."""
     if distribution is None:
@@ -107,7 +112,7 @@ def check_distribution(name: str, distribution: str | None) -> None:
     check_known("distribution", [distribution], DISTRIBUTIONS)
     if name == "td3":
         raise ValueError(f"distribution {distribution!r} cannot work with td3: its actor is deterministic")
-    if distribution == "gaussian" and issubclass(_ALGORITHMS[name], OffPolicyAlgorithm):
+    if distribution == "gaussian" and learns_off_policy(name):
         raise ValueError(f"distribution {distribution!r} cannot work with {name}: {NO_GAUSSIAN}")
 
 
@@ -192,7 +197,7 @@ def make_algorithm(
     if settings.noise_std:
         clients = env.action_space.shape or ()
         kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), np.full(clients, settings.noise_std))
-    off_policy = issubclass(algorithm, OffPolicyAlgorithm)
+    off_policy = learns_off_policy(name)
     if not off_policy:
         kwargs.setdefault("n_steps", signature(algorithm).parameters["n_steps"].default)
         kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
@@ -215,7 +220,7 @@ def _unfit(name: str, key: str, value: Any) -> str | None:
     """What a setting of an algorithm should have been, if it is a number and this value cannot be."""
     if key not in _NUMBERS or (value is None and key in _MAY_BE_NONE):
         return None
-    learned = key in ("ent_coef", "target_entropy") and issubclass(_ALGORITHMS[name], OffPolicyAlgorithm)
+    learned = key in ("ent_coef", "target_entropy") and learns_off_policy(name)
     if learned and isinstance(value, str):  # "auto", "auto_0.003"
         value = _number(value.removeprefix("auto_" if key == "ent_coef" else "")) if value != "auto" else 1.0
     kind, low, high = _NUMBERS[key]

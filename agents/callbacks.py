@@ -89,7 +89,8 @@ class FixedScenarioEvaluation(BaseCallback):
     def best(self) -> int | None:
         """Which evaluation so far was the best, the first of equals; ``None`` before the first."""
         scores = self._results if self._select_by == "reward" else self._accuracies
-        return int(np.argmax(np.mean(scores, axis=1))) if scores else None
+        # What was not measured, see ``_read``, is no maximum, as NaN would be.
+        return int(np.argmax(np.nan_to_num(np.mean(scores, axis=1), nan=-np.inf))) if scores else None
 
     def _on_training_start(self) -> None:
         if not self._timesteps:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from agents.model_card import model_card
 from agents.trust_net import Architecture, TrustNet
 from fl_core.aggregation import ServerView, TrustRule, TrustWeighting
-from fl_core.files import write_atomically, write_json
+from fl_core.files import to_json, write_atomically
 from fl_core.fingerprint import FEATURES
 from fl_core.registry import check_known
 
@@ -55,7 +55,7 @@ def save_policy(
 
     Raises:
         PolicyFileError: The policy reads other features than a server has, has weights that are not finite, or cannot
-            be written there.
+            be written there; or the provenance holds what JSON does not have.
         ValueError: A fact of the provenance that is read again is not of its kind.
     """
     _check_features("the policy", policy)
@@ -73,11 +73,14 @@ def save_policy(
         "provenance": dict(provenance or {}),
     }
     weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
+    try:  # all of it before the first file is written: a policy that is there stays whole
+        files = {WEIGHTS: save(weights), CARD: to_json(card), MODEL_CARD: model_card(card).encode()}
+    except TypeError as error:
+        raise PolicyFileError(f"the policy cannot be saved, its provenance is no plain data: {error}") from error
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        write_atomically(directory / WEIGHTS, save(weights))
-        write_json(directory / CARD, card)
-        write_atomically(directory / MODEL_CARD, model_card(card).encode())
+        for name, content in files.items():
+            write_atomically(directory / name, content)
     except OSError as error:
         raise PolicyFileError(f"cannot write a policy to {directory}: {error.strerror}") from error
     return directory

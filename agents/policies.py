@@ -15,6 +15,11 @@ from agents.observations import AsItIs, check_spaces, clients_and_mask
 from agents.trust_net import Architecture, TrustNet
 from fl_core.registry import check_known
 
+# Of ``ActorCriticPolicy``, for the network that ``AttentionPolicy`` has another one in the place of.
+_REPLACED = (
+    *("net_arch", "activation_fn", "ortho_init"),
+    *("features_extractor_class", "features_extractor_kwargs", "share_features_extractor"),
+)
 NO_GSDE = "use_sde=True cannot work here: gSDE's noise is a matrix a client, tied to the number of clients"
 
 
@@ -45,7 +50,7 @@ class AttentionPolicy(ActorCriticPolicy):
         **kwargs: Of ``ActorCriticPolicy``.
 
     Raises:
-        ValueError: Other spaces, an unknown distribution, or gSDE is asked for.
+        ValueError: Other spaces, an unknown distribution, gSDE, or settings of the network that this one replaces.
     """
 
     trust_net: TrustNet
@@ -62,6 +67,11 @@ class AttentionPolicy(ActorCriticPolicy):
     ) -> None:
         if kwargs.get("use_sde"):
             raise ValueError(NO_GSDE)
+        if replaced := [name for name in _REPLACED if name in kwargs]:
+            raise ValueError(
+                f"{', '.join(replaced)} would change nothing: the network is a TrustNet, whose sizes are "
+                f"architecture={dict.fromkeys(Architecture.__dataclass_fields__, '...')}"
+            )
         self._features = check_spaces(observation_space, action_space)
         self._architecture, self._distribution = architecture_of(architecture), distribution
         kwargs["features_extractor_class"] = AsItIs
@@ -103,5 +113,6 @@ class AttentionPolicy(ActorCriticPolicy):
         return self._distribution_and_value(obs)[1]
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
+        inherited = super()._get_constructor_parameters()
         own = {"architecture": self._architecture, "distribution": self._distribution}
-        return {**super()._get_constructor_parameters(), **own}
+        return {**{name: value for name, value in inherited.items() if name not in _REPLACED}, **own}

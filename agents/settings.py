@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from agents.algorithms import Hyperparams, check_algorithm, check_distribution, read_hyperparams
+from agents.algorithms import Hyperparams, check_algorithm, check_distribution, learns_off_policy, read_hyperparams
 from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
 from agents.deployed import CARD, load_policy
@@ -162,6 +162,11 @@ class TrainingSettings:
             raise ValueError(
                 f"start-from {path}: cloning would overwrite what this policy has learned; "
                 "give --warm-start gradient or none"
+            )
+        if self.warm_start == "none" and learns_off_policy(self.algo):
+            raise ValueError(
+                f"start-from {path}: the critic of {self.algo} knows nothing yet, and what it says would undo what "
+                "this policy has learned; give --warm-start gradient, or an algorithm that learns on-policy"
             )
         sizes = load_policy(path).architecture
         wanted = settings.architecture

@@ -36,7 +36,7 @@ from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
 from fl_core.files import write_atomically
-from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, make_scenarios
+from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, ScenarioDistribution, make_scenarios
 
 _SELECTED_BY = {"reward": "mean reward", "accuracy": "accuracy after the last round"}
 
@@ -104,7 +104,7 @@ def train(settings: TrainingSettings) -> Summary:
     )
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
-    evaluation_env.reset(seed=0, options={"alpha": base_env(evaluation_env).scenarios.alpha[0]})
+    evaluation_env.reset(seed=0, options=_hardest(base_env(evaluation_env).scenarios))
     config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
     # Read before anything is deleted: they may lie in the directory that is to be overwritten.
     hyperparams = None if settings.settings_file is None else settings.settings_file.read_bytes()
@@ -138,6 +138,12 @@ def train(settings: TrainingSettings) -> Summary:
             return _run(settings, directory, model, envs, evaluation_env, saved, console, federation)
         finally:
             model.logger.close()
+
+
+def _hardest(scenarios: ScenarioDistribution) -> dict[str, Any]:
+    """Options of a ``reset`` with the partition that is the least likely to be possible: few classes a client, many."""
+    clients = {} if scenarios.num_clients is None else {"num_clients": scenarios.num_clients[1]}
+    return {"alpha": scenarios.alpha[0], **clients}
 
 
 def _run(

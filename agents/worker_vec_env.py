@@ -1,6 +1,7 @@
 """Several ``VecEnv``, shared out over worker processes, as one."""
 
 import multiprocessing
+import pickle
 import signal
 import traceback
 from collections.abc import Callable, Sequence
@@ -28,7 +29,8 @@ _DEAD = (
 class WorkerVecEnv(VecEnv):
     """Several ``VecEnv``, each in a process of its own and with one thread, as one.
 
-    An exception in a worker is raised here, too. Workers end when this object is closed or its process dies.
+    An exception in a worker is raised here, too; one that cannot be pickled as a RuntimeError that tells it. Workers
+    end when this object is closed or its process dies.
 
     Args:
         makers: One a process; makes the worker's share of the environments, in order.
@@ -185,7 +187,10 @@ def _work(remote: Connection, make: CloudpickleWrapper) -> None:
                 answer = getattr(share, name)(*args, **kwargs)
             except Exception as error:
                 answer = _failure(error)
-            remote.send((number, answer))
+            try:
+                remote.send((number, answer))
+            except Exception as error:  # pickling comes before the first byte is sent
+                remote.send((number, _failure(RuntimeError(f"the answer of {name} cannot be sent: {error}"))))
 
 
 class _Failure:
@@ -196,7 +201,13 @@ class _Failure:
 
 
 def _failure(error: Exception) -> _Failure:
-    error.add_note("In a worker process:\n" + traceback.format_exc())
+    """The exception itself where it survives the way, else one that tells its type and message."""
+    note = "In a worker process:\n" + traceback.format_exc()
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        error = RuntimeError(f"{type(error).__name__}: {error}")
+    error.add_note(note)
     return _Failure(error)
 
 

@@ -54,7 +54,12 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a JSON file atomically; numbers that JSON does not have (NaN, infinity) become null."""
-    write_atomically(path, (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode())
+    write_atomically(path, to_json(content))
+
+
+def to_json(content: Mapping[str, Any]) -> bytes:
+    """What ``write_json`` writes; raises TypeError for a value that JSON does not have."""
+    return (json.dumps(_plain(content), indent=2, allow_nan=False) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,7 @@ import gymnasium as gym
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import RecordConstructorArgs
 
-from fl_core.checkpoint import check_state
+from fl_core.checkpoint import check_same, check_state
 from fl_core.registry import check_known, check_types
 from optigrad_env.env import Action, federated
 from optigrad_env.wrappers import ClientObservation, RoundRecorder
@@ -100,11 +100,13 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
     def state_dict(self) -> dict[str, Any]:
         """State of the environment that is played, and which one that is."""
         playing = [*self._stages, self._target].index(self.env)
-        return {"env": self.env.get_wrapper_attr("state_dict")(), "steps": self.steps, "playing": playing}
+        inside = self.env.get_wrapper_attr("state_dict")()
+        return {"env": inside, "settings": self._saved_kwargs, "steps": self.steps, "playing": playing}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a ``state_dict``."""
-        check_state(state, "env", "steps", "playing")
+        """Continues from a ``state_dict``; raises ValueError for one of a curriculum with other stages."""
+        check_state(state, "env", "settings", "steps", "playing")
+        check_same(type(self).__name__, state["settings"], self._saved_kwargs)
         self.steps = state["steps"]
         self.env = [*self._stages, self._target][state["playing"]]
         self.env.reset()  # wrappers may refuse to step an environment that was never reset; its state is replaced

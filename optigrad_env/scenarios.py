@@ -9,6 +9,7 @@ colluding form; every other attack is held out: no policy, parameter or threshol
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -64,7 +65,8 @@ class ScenarioDistribution:
         attacks: Attacks, drawn uniformly; ``"none"`` is one of them.
         malicious_fraction: Range (low, high), drawn uniformly.
         alpha: Range (low, high) of the Dirichlet concentration, drawn log-uniformly.
-        onset: First and last round in which the attack may begin, drawn uniformly; half of the episodes begin at 0.
+        onset: First and last round in which the attack may begin, drawn uniformly; half of the episodes, and those
+            that draw it, begin in the first.
         random_strength: Draw the attack's strength too; otherwise its usual value.
         weakest: The lower ends of the strengths' ranges are multiplied by this, at most 1: with 0.05, updates that are
             shrunk to a tenth or turned round at a fortieth of their size, which no single feature gives away.
@@ -110,8 +112,8 @@ class ScenarioDistribution:
             a_pair = isinstance(edges, tuple) and len(edges) == 2 and None not in edges
             for edge in edges if a_pair else ():
                 Scenario(**{name: edge})
-            if not a_pair or edges[0] > edges[1]:
-                raise ValueError(f"{name} must be a range (low, high) with low <= high, got {edges!r}")
+            if not a_pair or edges[0] > edges[1] or edges[1] == inf:
+                raise ValueError(f"{name} must be a range (low, high) with low <= high, both finite, got {edges!r}")
         if not 0.0 <= self.collusion <= 1.0:
             raise ValueError(f"collusion must be a probability in [0, 1], got {self.collusion}")
         if not 0.0 < self.weakest <= 1.0:

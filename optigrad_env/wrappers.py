@@ -13,7 +13,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_core.checkpoint import check_state
+from fl_core.checkpoint import check_same, check_state
 from fl_core.fingerprint import FEATURES
 from fl_core.registry import check_known, check_types
 from optigrad_env.env import Action, federated
@@ -154,15 +154,21 @@ class ClientObservation(gym.Wrapper[Any, Action, Any, Action]):
 
     def state_dict(self) -> dict[str, Any]:
         """State of the environment inside, and of this wrapper."""
-        return {"env": self.env.get_wrapper_attr("state_dict")(), "memory": copy.deepcopy(self.memory())}
+        inside = self.env.get_wrapper_attr("state_dict")()
+        return {"env": inside, "settings": self._settings(), "memory": copy.deepcopy(self.memory())}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a ``state_dict``."""
-        check_state(state, "env", "memory")
+        """Continues from a ``state_dict``; raises ValueError for one of a wrapper with other settings."""
+        check_state(state, "env", "settings", "memory")
         check_state(state["memory"], *self.memory())
+        check_same(type(self).__name__, state["settings"], self._settings())
         self.env.get_wrapper_attr("load_state_dict")(state["env"])
         for name, value in copy.deepcopy(state["memory"]).items():
             setattr(self, name, value)
+
+    def _settings(self) -> dict[str, Any]:
+        """What the wrapper was made with, of one that keeps it (``RecordConstructorArgs``)."""
+        return dict(getattr(self, "_saved_kwargs", {}))
 
     def _seen(self, observation: Any) -> Any:
         if not isinstance(observation, dict):
@@ -265,7 +271,8 @@ class RandomObservation(ClientObservation, RecordConstructorArgs):
 
     Args:
         env: The environment.
-        seed: Seed of the draws; a seed that the environment is reset with begins them anew.
+        seed: Seed of the draws; a seed that the environment is reset with begins them anew. Of one that was never given
+            a seed they begin with what it has drawn for itself: two such environments differ.
     """
 
     def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:
@@ -275,15 +282,18 @@ class RandomObservation(ClientObservation, RecordConstructorArgs):
         RecordConstructorArgs.__init__(self, seed=seed)
         super().__init__(env)
         self._seed, self._generator = seed, np.random.default_rng(seed)
+        self._begun = False
 
     def begin(self, seed: int | None) -> None:
         """Equal seeds of the environment give equal draws, too."""
+        if seed is None and not self._begun:
+            seed = self.unwrapped.np_random_seed
         if seed is not None:
-            self._generator = np.random.default_rng([self._seed, seed])
+            self._generator, self._begun = np.random.default_rng([self._seed, abs(seed)]), True
 
     def memory(self) -> dict[str, Any]:
         """See ``ClientObservation.memory``."""
-        return {"_generator": self._generator}
+        return {"_generator": self._generator, "_begun": self._begun}
 
 
 class FeatureDropout(RandomObservation):

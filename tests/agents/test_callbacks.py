@@ -142,6 +142,20 @@ def test_selected_by_accuracy_the_reward_decides_nothing(
         evaluation(tmp_path / "other.npz", select_by="loss")
 
 
+def test_evaluations_from_before_accuracies_were_kept_do_not_stay_the_best(
+    tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "e.npz", timesteps=np.array([0, 16]), results=np.array([[0.1, 0.2], [0.7, 0.9]]))
+    kept: list[float] = []
+    callback = evaluation(tmp_path / "e.npz", on_best=lambda _: kept.append(1.0), select_by="accuracy", resumed_at=16)
+    callback.init_callback(model)
+    for accuracy in (0.6, 0.5, 0.7):
+        monkeypatch.setattr(callback, "_play", lambda seed, accuracy=accuracy: (0.1, accuracy))
+        callback.evaluate()
+    assert len(kept) == 2
+    assert callback.best == 4
+
+
 def test_a_resumed_evaluation_remembers_the_best_and_goes_on_with_the_curve(
     tmp_path: Path, model: PPO, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -58,6 +58,19 @@ def test_gsde_is_refused_through_the_algorithm_too(envs: VecEnv) -> None:
         small_ppo(envs, use_sde=True)
 
 
+@pytest.mark.parametrize("name", ["net_arch", "activation_fn", "ortho_init", "share_features_extractor"])
+def test_a_setting_that_would_change_nothing_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} would change nothing.*architecture="):
+        AttentionPolicy(observation_space(4), action_space(4), schedule, **{name: None})
+
+
+def test_a_policy_alone_can_be_saved_and_loaded(tmp_path: Path) -> None:
+    policy = AttentionPolicy(observation_space(4), action_space(4), schedule, architecture={"width": 16})
+    policy.save(tmp_path / "policy.pt")
+    again = AttentionPolicy.load(tmp_path / "policy.pt")
+    assert again.trust_net.architecture == policy.trust_net.architecture
+
+
 def test_log_probability_and_entropy_are_those_of_independent_normals() -> None:
     policy, observed = a_policy(), observations()
     actions = torch.linspace(-0.9, 0.9, 12).view(3, 4)

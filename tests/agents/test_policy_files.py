@@ -57,6 +57,15 @@ def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, make_policy: Call
     assert torch.equal(loaded(observed), original(observed))
 
 
+def test_a_provenance_that_json_does_not_have_leaves_the_policy_that_is_there_whole(
+    saved_policy: Path, make_policy: Callable[..., TrustNet]
+) -> None:
+    before = {path.name: path.read_bytes() for path in saved_policy.iterdir()}
+    with pytest.raises(PolicyFileError, match=r"its provenance is no plain data: .*float32"):
+        save_policy(make_policy(), saved_policy, {"metrics": {"reward": np.float32(1)}})
+    assert {path.name: path.read_bytes() for path in saved_policy.iterdir()} == before
+
+
 def test_a_loaded_policy_is_frozen(saved_policy: Path) -> None:
     policy = load_policy(saved_policy)
     assert not policy.training

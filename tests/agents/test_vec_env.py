@@ -14,6 +14,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from agents import worker_vec_env
 from agents.algorithms import make_algorithm
 from agents.environments import available_cores, make_env, make_training_envs
 from agents.vec_env import FederationVecEnv
@@ -152,6 +153,40 @@ def test_an_error_in_a_worker_is_raised_here_and_the_workers_live_on(workers: Wo
         workers.env_method("no_such_method")
     workers.step(np.zeros((3, 3), np.float32))
     assert workers.get_attr("rounds") == [2, 2, 2]
+
+
+class Unsendable(DummyVecEnv):
+    def refuse(self) -> None:
+        class OwnError(Exception):  # of a function: pickle does not find it
+            pass
+
+        raise OwnError("the reason")
+
+    def refuse_with_two(self) -> None:
+        raise TwoArgumentsError("the", "reason")
+
+    def answer(self) -> Any:
+        return lambda: None
+
+
+class TwoArgumentsError(Exception):
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+def test_what_cannot_be_sent_between_processes_is_told_and_the_worker_lives_on() -> None:
+    with closing(WorkerVecEnv([lambda: Unsendable([lambda: gym.make("CartPole-v1")])])) as envs:
+        worker = envs._workers[0]
+        for name, message in (
+            ("refuse", "OwnError: the reason"),
+            ("refuse_with_two", "TwoArgumentsError: the reason"),
+            ("answer", "the answer of answer cannot be sent"),
+        ):
+            worker.ask(name)
+            with pytest.raises(RuntimeError, match=message):
+                worker_vec_env._answers([worker])
+        worker.ask("reset")
+        assert worker_vec_env._answers([worker])[0].shape == (1, 4)
 
 
 def test_a_wrong_argument_is_an_error_here_before_or_after_the_workers_start() -> None:

@@ -160,6 +160,31 @@ def test_wrappers_continue_with_what_they_remember(wrapper: type[Any]) -> None:
     assert continued(other, 7) == continued(env, 7)
 
 
+@pytest.mark.parametrize(
+    ("make", "other", "message"),
+    [
+        (lambda: ClientHistory(OptiGradEnv(**TINY), 2), lambda: ClientHistory(OptiGradEnv(**TINY), 3), "k was 2, is 3"),
+        (
+            lambda: FeatureDropout(OptiGradEnv(**TINY), 0.9, seed=1),
+            lambda: FeatureDropout(OptiGradEnv(**TINY), 0.1, seed=1),
+            "probability was 0.9, is 0.1",
+        ),
+        (
+            lambda: Curriculum(OptiGradEnv(**TINY), [("OptiGrad/Softmax-v0", 6), ("OptiGrad/Digits-v0", 2)]),
+            lambda: Curriculum(OptiGradEnv(**TINY), [("OptiGrad/Softmax-v0", 6)]),
+            "stages was .*, is ",
+        ),
+    ],
+)
+def test_a_wrappers_state_with_other_settings_is_refused_and_nothing_is_loaded(
+    make: Any, other: Any, message: str
+) -> None:
+    state, untouched = begun(make()).state_dict(), begun(other(), seed=2)
+    with pytest.raises(ValueError, match=message):
+        untouched.load_state_dict(state)
+    assert continued(untouched, 3) == continued(begun(other(), seed=2), 3)
+
+
 def test_a_curriculum_continues_in_its_stage() -> None:
     def make() -> Curriculum:
         return Curriculum(OptiGradEnv(**TINY), [("OptiGrad/Softmax-v0", 6)])
@@ -192,7 +217,10 @@ def test_a_state_of_another_federation_is_refused_with_what_differs() -> None:
         (lambda: OptiGradEnv(**TINY, scenarios={"onset": (0, 1)}), r"scenarios was .*\(0, 5\).*, is .*\(0, 1\)"),
         (lambda: MaskedOptiGradEnv(**TINY, scenarios=ScenarioDistribution()), "masked was False, is True$"),
         (lambda: OptiGradEnv(**{**TINY, "rounds": 5}, reward="progress"), "reward was .*; rounds was 4, is 5$"),
-        (lambda: ClientHistory(OptiGradEnv(**TINY)), "expected a state of env, memory.*got one of environment"),
+        (
+            lambda: ClientHistory(OptiGradEnv(**TINY)),
+            "expected a state of env, settings, memory.*got one of environment",
+        ),
     ],
 )
 def test_a_state_of_another_environment_is_refused_with_what_differs(make: Any, message: str) -> None:

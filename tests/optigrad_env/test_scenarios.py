@@ -163,6 +163,7 @@ def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned:
         ({"attacks": "sign_flip"}, "attacks must be a list of names, got 'sign_flip'"),
         ({"attacks": None}, "attacks must be a list of names, got None"),
         ({"alpha": ("a", "b")}, "alpha must be a number or None, got 'a'"),
+        ({"alpha": (0.1, float("inf"))}, r"alpha must be a range.*both finite, got \(0\.1, inf\)"),
         ({"alpha": (None, 1.0)}, r"alpha must be a range.*\(None, 1\.0\)"),
         ({"onset": (0.5, 2)}, r"onset must be a whole number, got 0\.5"),
     ],

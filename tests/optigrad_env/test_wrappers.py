@@ -143,6 +143,17 @@ def test_shuffles_follow_the_environments_seed() -> None:
     assert not np.array_equal(played(3), played(4))
 
 
+def test_what_two_environments_draw_that_nobody_has_seeded_differs_and_goes_on_from_episode_to_episode() -> None:
+    def hidden(env: FeatureDropout) -> list[list[bool]]:
+        observations = [env.reset()[0], env.step(np.zeros(3, np.float32))[0], env.reset()[0]]
+        return [(rows == 0).all(axis=0).tolist() for rows in observations]
+
+    made = [FeatureDropout(OptiGradEnv(num_clients=3, rounds=4, local_steps=1), 0.5) for _ in range(3)]
+    drawn = [hidden(env) for env in made]
+    assert any(one != drawn[0] for one in drawn[1:])
+    assert any(one[0] != one[2] for one in drawn)
+
+
 def test_a_record_crosses_processes_without_an_open_file_for_every_tensor() -> None:
     # A desktop allows 1024 open files; a warm start records thousands of tensors.
     env = RoundRecorder(OptiGradEnv(num_clients=3, rounds=2))

@@ -89,6 +89,18 @@ def test_a_policy_that_cannot_be_started_from_is_refused_before_anything_is_writ
     assert not arguments.run_dir.exists()
 
 
+@pytest.mark.parametrize("algo", ["sac", "td3", "tqc"])
+def test_an_untrained_critic_is_not_let_loose_on_a_trained_policy(
+    algo: Any, arguments: TrainingSettings, tmp_path: Path
+) -> None:
+    save_policy(TrustNet(), tmp_path / "policy")
+    start = replace(arguments, algo=algo, start_from=str(tmp_path / "policy"), hyperparams=None)
+    with pytest.raises(ValueError, match=f"the critic of {algo} knows nothing yet.*--warm-start gradient"):
+        main(replace(start, warm_start="none"))
+    assert not arguments.run_dir.exists()
+    replace(start, warm_start="gradient").check()
+
+
 def test_the_gradient_alone_trains_a_policy_that_knows_something(
     arguments: TrainingSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,6 +212,14 @@ def test_a_run_that_cannot_work_is_refused_before_anything_is_written_or_deleted
     assert contents(arguments.run_dir) == before
 
 
+def test_with_clients_that_come_and_go_the_most_of_them_are_tried_before_anything_is_written(
+    arguments: TrainingSettings,
+) -> None:
+    with pytest.raises(ValueError, match=r"alpha=0\.1 left a client with fewer than .* for 90 clients"):
+        main(replace(arguments, env_id="OptiGrad/DigitsMasked-v0", num_clients=90))
+    assert not arguments.run_dir.exists()
+
+
 def test_a_run_directory_that_cannot_be_made_is_refused_naming_it(arguments: TrainingSettings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot make the run directory .*file/run: Not a directory"):
