@@ -222,7 +222,7 @@ def test_a_weight_that_is_not_finite_spoils_what_it_spoils_in_pytorch(isa, name,
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_wide_blocks_spoil_no_less_than_pytorch_and_no_other_image_or_client(isa, value):
-    # Winograd's convolution takes patches of four pixels at once: what is not finite spoils the pixels beside it too.
+    # By Winograd's convolution an infinity comes out as NaN.
     case = make_case(channels=(16, 32), hidden=4)
     case.images[1, 0, 2, 0, 3, 3] = value
     case.held_out[4, 0, 0, 0] = value

@@ -1,4 +1,4 @@
-// 3x3 convolution over channels-last maps, its weight gradient, and the weights of its input gradient.
+// 3x3 convolution over channels-last maps, and its weight gradient.
 //
 // The direct form: a tile of output pixels stays in registers while the taps and input channels go by. Each step
 // loads one vector of weights (the output lanes of one input channel) and multiplies it by one broadcast value per
@@ -90,7 +90,7 @@ struct Convolution {
   // out = convolution(in) + bias for a map of height x width pixels, both at least 2.
   //
   // in: padded map, upper left corner of the border. weights: (tap, Stride, Lanes). Only the first `channels` of a
-  // pixel are read: what a padding lane holds never matters. `scratch` is for others of this form.
+  // pixel are read: what a padding lane holds never matters. `scratch` is not used: Winograd's has it.
   static void forward(const float* in, int pitch, int channels, const float* weights, const float* bias, float* out,
                       int out_pitch, int height, int width, float* /*scratch*/) {
     const int tiles = (width + kMaxColumns - 1) / kMaxColumns;

@@ -1,4 +1,5 @@
-// Which convolution serves which block: the direct one, or Winograd's where it pays.
+// Which convolution serves which block: the direct one, or Winograd's where it pays. And the weights of the input
+// gradient, which is a convolution too.
 #pragma once
 
 #include "convolution.hpp"
@@ -21,7 +22,7 @@ struct ConvolutionKernels {
 
 template <class Isa, int Stride, int Lanes>
 ConvolutionKernels<Isa> convolution_kernels(bool even) {
-  // Few channels are not worth the transforms.
+  // Up to 8 channels are not worth the transforms.
   if constexpr (Stride >= 16 && Lanes >= 16) {
     using Tiled = Winograd<Isa, Stride, Lanes>;
     if (even)

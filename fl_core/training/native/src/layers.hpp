@@ -46,7 +46,8 @@ struct Block {
         epsilon(network.epsilon[index]),
         momentum(network.momentum[index]),
         points(convolution.transforms() ? arena.floats(shape.points()) : nullptr),
-        scratch(convolution.transforms() ? arena.floats(convolution.scratch_floats(shape.width)) : nullptr) {}
+        scratch(convolution.transforms() ? arena.floats(convolution.scratch_floats(shape.height, shape.width))
+                                         : nullptr) {}
 
   // Marks the lanes that are channels; needs memory.
   void mark_channels() const {
@@ -58,7 +59,7 @@ struct Block {
     if (convolution.transforms()) convolution.transform(weight, points);
   }
 
-  // `rows` rows of the output map, from row `first` of one padded image.
+  // `rows` rows of the output map, from row `first` of one padded image; even numbers where it is Winograd's.
   void convolve(const float* in, int first, int rows, float* out) const {
     convolution.forward(in + std::ptrdiff_t(first) * shape.padded_width() * shape.in_stride, shape.padded_width(),
                         shape.in_channels, points ? points : weight, bias, out, shape.width, rows, shape.width,

@@ -10,7 +10,8 @@ namespace optigrad {
 
 constexpr int kKernel = 3;             // convolutions are 3x3 with padding 1
 constexpr int kTaps = kKernel * kKernel;
-constexpr int kPoints = 16;            // of a kernel that is transformed for Winograd's convolution
+constexpr int kPatch = 4;              // Winograd's convolution takes patches of 4x4 pixels, and kernels as 4x4 points
+constexpr int kPoints = kPatch * kPatch;
 constexpr int kBlocks = 2;             // convolution - BatchNorm - ReLU - pooling, twice
 constexpr int kRowAlignment = 16;      // rows of dense layers are padded to whole vectors of the widest kind
 
@@ -46,6 +47,10 @@ constexpr std::size_t round_up(std::size_t value, std::size_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Floats from one of Winograd's points to the next, of `count` tiles or input channels with 16 lanes or more: an odd
+// number of cache lines, or the sixteen that are read and written together would meet in the same sets of a cache.
+constexpr std::size_t points_apart(int count, int lanes) { return (std::size_t(count) * lanes / 16 | 1) * 16; }
+
 // One block. Its input map has a border of one pixel of zeros, so the convolution needs no edge cases.
 struct BlockShape {
   int in_channels, in_stride;  // real channels, and floats from one pixel to the next
@@ -58,7 +63,7 @@ struct BlockShape {
   std::size_t padded_map_floats() const { return std::size_t(height + 2) * padded_width() * lanes; }
   std::size_t pooled_floats() const { return std::size_t(pooled_height) * pooled_width * lanes; }
   std::size_t weights() const { return std::size_t(kTaps) * in_stride * lanes; }
-  std::size_t points() const { return std::size_t(kPoints) * in_stride * lanes; }
+  std::size_t points() const { return kPoints * points_apart(in_stride, lanes); }
 };
 
 // A dense layer of (outputs, pitch) weights; the columns after `inputs` are zero.

@@ -2,7 +2,8 @@
 //
 // Everything that a step touches lies in one arena of one thread. The forward pass needs whole-batch statistics, so it
 // goes layer by layer; the backward pass goes by groups of images small enough that the slopes of a map, the largest
-// thing there is, are made and used up inside the first-level cache and never exist for the whole batch.
+// thing there is, are made and used up inside the first-level cache (the second, by Winograd's convolution) and never
+// exist for the whole batch.
 #pragma once
 
 #include "cross_entropy.hpp"
@@ -65,7 +66,8 @@ class Client {
   const Model& model() const { return model_; }
 
  private:
-  // Transforms if the block's own convolution does, and then needs as much memory.
+  // Winograd's exactly where the block's own convolution is, and then it needs as much memory: both are the same if what
+  // comes in and what goes out change places.
   static ConvolutionKernels<Isa> input_gradient(const BlockShape& block) {
     return find_convolution<Isa>(block.lanes, block.in_stride, block.height, block.width);
   }

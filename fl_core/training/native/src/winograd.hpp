@@ -1,49 +1,55 @@
 // 3x3 convolution by Winograd's F(2x2, 3x3): 16 multiplications for four pixels of output where the direct form has 36.
 //
-// Lavin & Gray 2016, arXiv 1509.09308. A map is cut into tiles of 2x2 pixels. Each 4x4 patch of the input becomes 16
-// sums of its pixels, each 3x3 kernel 16 sums of its taps; point by point, their products summed over the input
-// channels are matrix products, and four pixels are sums of those. The weight gradient goes the same way backwards.
-// Sums of a few values each, so that little precision is lost; but what is not finite spreads over its whole patch.
+// In one dimension two outputs of three taps g over four inputs d are
+//   m0 = (d0 - d2) g0,  m1 = (d1 + d2)(g0 + g1 + g2)/2,  m2 = (d2 - d1)(g0 - g1 + g2)/2,  m3 = (d1 - d3) g2,
+//   y0 = m0 + m1 + m2,  y1 = m1 - m2 - m3:
+// four products instead of six. Along rows and then columns (Lavin & Gray 2016, arXiv 1509.09308) that is 2x2 outputs,
+// a *tile*, of a 4x4 *patch*. Its *points* are the 16 places at which products are taken; for each point, the sum over
+// the input channels is a matrix product, (tiles x channels) by (channels x lanes), and that is where the time goes.
+// The weight gradient takes the same steps transposed.
+//
+// Sums of a few values, so that little precision is lost. A NaN reaches the pixels that it reaches in the direct form;
+// an infinity comes out as NaN; at the edge of a map both reach taps of the weight gradient too that they do not meet.
 #pragma once
-
-#include <cstring>
 
 #include "convolution.hpp"
 
 namespace optigrad {
 
-// Points of a patch and of a kernel lie row by row, all of a map's for one point together.
-constexpr int kTilesAtOnce = 64;  // tiles whose points lie in memory together: so many, or one row of them
-constexpr int kPlaneGap = 16;     // floats between the points
+// Buffers are (point, tile, lane) and (point, channel, lane), the points of a patch row by row.
+
+// Tiles that are transformed before products are taken, in whole rows; one row may have more.
+constexpr int kTilesAtOnce = 64;
 
 template <class Isa, int Stride, int Lanes>
 struct Winograd {
   static constexpr int kWidth = kWidthFor<Isa, Lanes>;
-  // Of lanes in a block of products.
+  // Vectors of output lanes in a block of products that stays in registers, and tiles, which fill the rest of them.
   static constexpr int kVectors = Lanes / kWidth < 2 ? 1 : Lanes / kWidth < 4 ? 2 : 4;
   static constexpr int kMaxTiles = Isa::accumulators / kVectors;
+  // From one point of the weights to the next.
+  static constexpr std::size_t kWeightsApart = points_apart(Stride, Lanes);
 
   using V = Simd<Isa, kWidth>;
   using Floats = typename V::Floats;
 
-  // Floats from one point of all tiles to the next: not a power of two, at which all sixteen would meet in the same few
-  // lines of the cache.
-  static std::size_t plane(int tiles, int lanes) { return std::size_t(tiles) * lanes + kPlaneGap; }
-
   // Rows of tiles that are transformed together.
-  static int rows_at_once(int width) { return kTilesAtOnce / (width / 2) < 1 ? 1 : kTilesAtOnce / (width / 2); }
+  static int rows_at_once(int height, int width) {
+    const int fitting = kTilesAtOnce / (width / 2) < 1 ? 1 : kTilesAtOnce / (width / 2);
+    return fitting < height / 2 ? fitting : height / 2;
+  }
 
-  // What `forward` and `weight_gradient` need of memory for a map of this width.
-  static std::size_t scratch_floats(int width) {
-    const int tiles = rows_at_once(width) * (width / 2);
-    return kPoints * (plane(tiles, Stride) + plane(tiles, Lanes));
+  // Floats of `scratch` for maps of this size; as many if Stride and Lanes change places.
+  static std::size_t scratch_floats(int height, int width) {
+    const int tiles = rows_at_once(height, width) * (width / 2);
+    return kPoints * (points_apart(tiles, Stride) + points_apart(tiles, Lanes));
   }
 
   // (tap, Stride, Lanes) to (point, Stride, Lanes): G g Gᵀ.
   static void transform(const float* weights, float* points) {
     constexpr std::size_t size = std::size_t(Stride) * Lanes;
     for (std::size_t at = 0; at < size; at += kWidth) {
-      Floats rows[4][kKernel];
+      Floats rows[kPatch][kKernel];
       for (int x = 0; x < kKernel; ++x) {
         const float* tap = weights + x * size + at;
         const Floats top = V::load(tap), middle = V::load(tap + kKernel * size),
@@ -51,10 +57,10 @@ struct Winograd {
         rows[0][x] = top, rows[3][x] = bottom;
         rows[1][x] = 0.5f * (top + bottom + middle), rows[2][x] = 0.5f * (top + bottom - middle);
       }
-      for (int y = 0; y < 4; ++y) {
+      for (int y = 0; y < kPatch; ++y) {
         const Floats left = rows[y][0], middle = rows[y][1], right = rows[y][2];
         const Floats points_of_row[4] = {left, 0.5f * (left + right + middle), 0.5f * (left + right - middle), right};
-        for (int x = 0; x < 4; ++x) V::store(points + (4 * y + x) * size + at, points_of_row[x]);
+        for (int x = 0; x < kPatch; ++x) V::store(points + (kPatch * y + x) * kWeightsApart + at, points_of_row[x]);
       }
     }
   }
@@ -63,10 +69,10 @@ struct Winograd {
   static void collect(const float* points, float* gradient) {
     constexpr std::size_t size = std::size_t(Stride) * Lanes;
     for (std::size_t at = 0; at < size; at += kWidth) {
-      Floats rows[4][kKernel];
-      for (int y = 0; y < 4; ++y) {
-        Floats point[4];
-        for (int x = 0; x < 4; ++x) point[x] = V::load(points + (4 * y + x) * size + at);
+      Floats rows[kPatch][kKernel];
+      for (int y = 0; y < kPatch; ++y) {
+        Floats point[kPatch];
+        for (int x = 0; x < kPatch; ++x) point[x] = V::load(points + (kPatch * y + x) * kWeightsApart + at);
         const Floats half_sum = 0.5f * (point[1] + point[2]);
         rows[y][0] = point[0] + half_sum, rows[y][1] = 0.5f * (point[1] - point[2]), rows[y][2] = half_sum + point[3];
       }
@@ -83,14 +89,14 @@ struct Winograd {
   // See Convolution::forward; height and width are even, `weights` are transformed.
   static void forward(const float* in, int pitch, int channels, const float* weights, const float* bias, float* out,
                       int out_pitch, int height, int width, float* scratch) {
-    const int across = width / 2, at_once = rows_at_once(width);
-    float* products = scratch + kPoints * plane(at_once * across, Stride);
+    const int across = width / 2, at_once = rows_at_once(height, width);
+    float* products = scratch + kPoints * points_apart(at_once * across, Stride);
     for (int row = 0; row < height / 2; row += at_once) {
       const int rows = row + at_once <= height / 2 ? at_once : height / 2 - row, tiles = rows * across;
       patches(in + std::ptrdiff_t(2) * row * pitch * Stride, pitch, rows, across, scratch);
       for (int point = 0; point < kPoints; ++point)
-        multiply(scratch + point * plane(tiles, Stride), channels, weights + std::size_t(point) * Stride * Lanes,
-                 products + point * plane(tiles, Lanes), tiles);
+        multiply(scratch + point * points_apart(tiles, Stride), channels, weights + point * kWeightsApart,
+                 products + point * points_apart(tiles, Lanes), tiles);
       pixels(products, bias, rows, across, out + std::ptrdiff_t(2) * row * out_pitch * Lanes, out_pitch);
     }
   }
@@ -98,8 +104,8 @@ struct Winograd {
   // See Convolution::weight_gradient; `gradient` is of the transformed weights.
   static void weight_gradient(const Maps& in, const Maps& out, int images, int height, int width, float* gradient,
                               float* scratch) {
-    const int across = width / 2, at_once = rows_at_once(width);
-    float* slopes = scratch + kPoints * plane(at_once * across, Stride);
+    const int across = width / 2, at_once = rows_at_once(height, width);
+    float* slopes = scratch + kPoints * points_apart(at_once * across, Stride);
     for (int image = 0; image < images; ++image)
       for (int row = 0; row < height / 2; row += at_once) {
         const int rows = row + at_once <= height / 2 ? at_once : height / 2 - row, tiles = rows * across;
@@ -108,8 +114,8 @@ struct Winograd {
         slope_points(out.first + image * out.image + std::ptrdiff_t(2) * row * out.pitch * Lanes, out.pitch, rows,
                      across, slopes);
         for (int point = 0; point < kPoints; ++point)
-          add_products(scratch + point * plane(tiles, Stride), slopes + point * plane(tiles, Lanes), tiles,
-                       gradient + std::size_t(point) * Stride * Lanes);
+          add_products(scratch + point * points_apart(tiles, Stride), slopes + point * points_apart(tiles, Lanes),
+                       tiles, gradient + point * kWeightsApart);
       }
   }
 
@@ -125,20 +131,20 @@ struct Winograd {
 
   // Patches (rows, across) of a padded map, which overlap by two pixels, to (point, tile, Stride): Bᵀ d B.
   static void patches(const float* in, int pitch, int rows, int across, float* points) {
-    const std::size_t apart = plane(rows * across, Stride);
+    const std::size_t apart = points_apart(rows * across, Stride);
     for (int row = 0; row < rows; ++row)
       for (int x = 0; x < across; ++x) {
         const float* corner = in + (std::ptrdiff_t(2) * row * pitch + 2 * x) * Stride;
         float* to = points + (std::size_t(row) * across + x) * Stride;
         for (int c = 0; c < Stride; c += kWidthFor<Isa, Stride>) {
-          InFloats d[4][4];
-          for (int i = 0; i < 4; ++i) {
-            for (int j = 0; j < 4; ++j) d[i][j] = InV::load(corner + (std::ptrdiff_t(i) * pitch + j) * Stride + c);
+          InFloats d[kPatch][kPatch];
+          for (int i = 0; i < kPatch; ++i) {
+            for (int j = 0; j < kPatch; ++j) d[i][j] = InV::load(corner + (std::ptrdiff_t(i) * pitch + j) * Stride + c);
             patch_points(d[i][0], d[i][1], d[i][2], d[i][3]);
           }
-          for (int j = 0; j < 4; ++j) {
+          for (int j = 0; j < kPatch; ++j) {
             patch_points(d[0][j], d[1][j], d[2][j], d[3][j]);
-            for (int i = 0; i < 4; ++i) InV::store(to + (4 * i + j) * apart + c, d[i][j]);
+            for (int i = 0; i < kPatch; ++i) InV::store(to + (kPatch * i + j) * apart + c, d[i][j]);
           }
         }
       }
@@ -146,16 +152,16 @@ struct Winograd {
 
   // Products (point, tile, Lanes) to pixels: Aᵀ m A + bias.
   static void pixels(const float* products, const float* bias, int rows, int across, float* out, int out_pitch) {
-    const std::size_t apart = plane(rows * across, Lanes);
+    const std::size_t apart = points_apart(rows * across, Lanes);
     for (int row = 0; row < rows; ++row)
       for (int x = 0; x < across; ++x) {
         const float* from = products + (std::size_t(row) * across + x) * Lanes;
         float* corner = out + (std::ptrdiff_t(2) * row * out_pitch + 2 * x) * Lanes;
         for (int lane = 0; lane < Lanes; lane += kWidth) {
-          Floats top[4], bottom[4];
-          for (int j = 0; j < 4; ++j) {
-            Floats product[4];
-            for (int i = 0; i < 4; ++i) product[i] = V::load(from + (4 * i + j) * apart + lane);
+          Floats top[kPatch], bottom[kPatch];
+          for (int j = 0; j < kPatch; ++j) {
+            Floats product[kPatch];
+            for (int i = 0; i < kPatch; ++i) product[i] = V::load(from + (kPatch * i + j) * apart + lane);
             top[j] = product[0] + product[1] + product[2], bottom[j] = product[1] - product[2] - product[3];
           }
           const Floats shift = V::load(bias + lane);
@@ -170,7 +176,7 @@ struct Winograd {
 
   // Slopes of pixels to those of the products, (point, tile, Lanes): A s Aᵀ, the way back of `pixels`.
   static void slope_points(const float* slopes, int pitch, int rows, int across, float* points) {
-    const std::size_t apart = plane(rows * across, Lanes);
+    const std::size_t apart = points_apart(rows * across, Lanes);
     for (int row = 0; row < rows; ++row)
       for (int x = 0; x < across; ++x) {
         const float* corner = slopes + (std::ptrdiff_t(2) * row * pitch + 2 * x) * Lanes;
@@ -180,11 +186,11 @@ struct Winograd {
           const Floats a = V::load(corner + lane), b = V::load(corner + Lanes + lane), c = V::load(below + lane),
                        d = V::load(below + Lanes + lane);
           const Floats left[4] = {a, a + c, a - c, -c}, right[4] = {b, b + d, b - d, -d};
-          for (int i = 0; i < 4; ++i) {
-            V::store(to + (4 * i) * apart + lane, left[i]);
-            V::store(to + (4 * i + 1) * apart + lane, left[i] + right[i]);
-            V::store(to + (4 * i + 2) * apart + lane, left[i] - right[i]);
-            V::store(to + (4 * i + 3) * apart + lane, -right[i]);
+          for (int i = 0; i < kPatch; ++i) {
+            V::store(to + kPatch * i * apart + lane, left[i]);
+            V::store(to + (kPatch * i + 1) * apart + lane, left[i] + right[i]);
+            V::store(to + (kPatch * i + 2) * apart + lane, left[i] - right[i]);
+            V::store(to + (kPatch * i + 3) * apart + lane, -right[i]);
           }
         }
       }
