@@ -67,6 +67,9 @@ def test_how_far_fitted_rules_are_behind_is_told_as_it_was_measured() -> None:
     )
     assert is_told(RESULTS, f"{sentence} by {more} {wide} and {most} {widest}.")
     assert is_told(README, f"is {near} {spread} behind at α 0.5 and {far} {around} at 0.1")
+    fitted = circumstances("held_out_fitted_anew", "logistic")
+    one, other = (shown(fitted[f"α {alpha}, 30 % malicious"]["regret"]) for alpha in ("0.5", "0.1"))
+    assert is_told(README, f"(docs/results.md#fitted-anew-digits), {one} and {other}).")
     apart = []
     for alpha in ("0.5", "0.1"):
         first, second = (
@@ -159,10 +162,12 @@ def test_what_a_majority_does_on_digits_is_told_as_it_was_measured() -> None:
         RESULTS, f"under {behind['0.5', 0.45]} of the 27 attacks with 45 %, and under {behind['0.5', 0.6]} with"
     )
     first, second, third, fourth, fifth, *_ = map(shown, lost["0.5", 0.6])
+    on_fashion = circumstances("held_out_fashion_mnist_majority", "optigradtrust")["α 0.5, 60 % malicious"]
     assert is_told(
         README,
-        f"With 60 % malicious it loses up to {first} points at α 0.5, and {shares['0.5', 0.6]} and "
-        f"{shares['0.1', 0.6]} % of the runs, at α 0.5 and 0.1, end below root data alone, by up to {largest} (",
+        f"With 60 % malicious it loses up to {first} points at α 0.5, on Fashion-MNIST up to "
+        f"{shown(on_fashion['worst regret'])}; and on digits {shares['0.5', 0.6]} and {shares['0.1', 0.6]} % of the "
+        f"runs, at α 0.5 and 0.1, end below root data alone, by up to {largest} (",
     )
     assert is_told(
         RESULTS,

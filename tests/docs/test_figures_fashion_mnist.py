@@ -47,9 +47,12 @@ def test_what_the_attacks_that_search_do_on_fashion_mnist_is_told_as_it_was_meas
     assert is_told(
         RESULTS, f"by {ipm} points {near} and {aware} {around} on average, in eight and nine of the ten seeds"
     )
-    assert is_told(README, f"put it {ipm} points {near} and {aware} {around} behind the oracle.")
+    assert is_told(
+        README, f"{ipm} points {near} and {aware} {around} behind the oracle, in eight and nine of ten seeds"
+    )
     most = [shown(max(plain[attack].values())) for attack in searching]
     assert is_told(RESULTS, f"in seed 44 by {most[0]} and {most[1]}.")
+    assert is_told(README, f"in one by {most[0]} and {most[1]}.")
     (ipm, near), (aware, around) = told(anchored)
     of_all = interval(circumstances(FASHION[0], "optigradtrust")["α 0.5, 30 % malicious"], "regret to anchored oracle")
     assert is_told(RESULTS, f"is {of_all} at α 0.5, behind by {ipm} {near} and {aware} {around} under those two")
@@ -140,17 +143,19 @@ def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured(head: st
 
 
 def test_under_which_attacks_a_majority_wins_on_fashion_mnist_is_told_as_it_was_measured() -> None:
-    lost = {scenario: of["optigradtrust"] for scenario, of in attacks(MAJORITY).items() if of["optigradtrust"] >= 0.05}
+    lost = {scenario: of["optigradtrust"] for scenario, of in attacks(MAJORITY).items() if of["optigradtrust"] > 0}
     assert all("α 0.5" in scenario for scenario in lost)
     many, few = (
         [
             f"{shown(value)} under `{scenario.split(',')[0]}`"
             for scenario, value in sorted(lost.items(), key=lambda item: -item[1])
-            if scenario.endswith(malicious)
+            if scenario.endswith(malicious) and value >= 0.05
         ]
         for malicious in ("60 %", "45 %")
     )
-    sentence = f"with 60 % {', '.join(many[:-1])} and {many[-1]}, with 45 % {', '.join(few[:-1])} and {few[-1]}."
+    sentence = f"with 60 % {', '.join(many[:-1])} and {many[-1]}, with 45 % {', '.join(few[:-1])} and {few[-1]}"
+    little = [f"`{scenario.split(',')[0]}`" for scenario, value in sorted(lost.items()) if value < 0.05]
+    sentence += f", and by less than 0.05 under {' and '.join(little)}."
     assert is_told(RESULTS, sentence.replace(" under", " points under", 1))
     before = circumstances(f"{MAJORITY}_clone_weight_0", "optigradtrust")
     below = [shown(-before[f"α {alpha}, 60 % malicious"]["above root only, worst attack"]) for alpha in ("0.5", "0.1")]
