@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from math import log
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -50,9 +49,11 @@ def score(logits: Tensor, labels: Tensor) -> Metrics:
 def capped_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy of every sample, at most ``2 log C``: (M, V, C), (V,) to (M, V) float64; differentiable."""
     cap = 2 * log(logits.shape[-1])
-    losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(len(logits)), reduction="none")
-    finite = logits.isfinite().all(dim=-1).flatten()
-    return torch.where(finite, losses, cap).clamp_max(cap).view(len(logits), -1)
+    rows = logits.flatten(0, 1).double()
+    finite = rows.isfinite().all(dim=-1)
+    # Both before and after: a loss that is not taken would still send NaN back.
+    losses = F.cross_entropy(rows.where(finite[:, None], 0.0), labels.repeat(len(logits)), reduction="none")
+    return losses.where(finite, cap).clamp_max(cap).view(len(logits), -1)
 
 
 def personalised_accuracy(class_accuracy: Tensor, class_counts: Tensor) -> Tensor:

@@ -26,9 +26,9 @@ class Curriculum(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs):
         gym.make_vec("OptiGrad/FashionMNIST-v0", 8, around=(partial(Curriculum, stages=[("OptiGrad/Digits-v0", 500)]),))
 
     A fingerprint looks the same whatever the images and the network: the spaces never change. An earlier stage has the
-    target's number of clients, rounds, reward, scenarios and split seed, and its own id's data set, network and local
-    training. Stages change at resets, so an episode is of one kind; each environment counts its own steps, so nothing
-    has to pass between processes. ``unwrapped`` is the environment that is played.
+    target's number of clients, rounds, reward, scenarios, objective, root data and split seed, and its own id's data
+    set, network and local training. Stages change at resets, so an episode is of one kind; each environment counts its
+    own steps, so nothing has to pass between processes. ``unwrapped`` is the environment that is played.
 
     Args:
         env: The target, one of this package's environments.

@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fl_core import Federation, Round, Scenario, checkpoint, configure
+from fl_core import Federation, Round, Scenario, checkpoint, configure, settings_of
 from fl_core.aggregation import Aggregate, CompanyMemory, GivenTrust
 from fl_core.attacks import RULE_NEEDED, Knowledge
 from fl_core.registry import check_known, check_types
@@ -227,23 +227,21 @@ class OptiGradEnv(gym.Env[Any, Action]):
     def like(self, env_id: str) -> "OptiGradEnv":
         """An environment of another id with what is this one's own.
 
-        Clients, rounds, reward, scenarios, how trust is weighed, split seed, device and directory are this one's; data
-        set, network, training and engine are the other id's.
+        Data set, network, local training and engine are the other id's; everything else is this one's: clients, rounds,
+        reward, scenarios, objective, how trust is weighed, root and validation data, split seed, device, directory.
+
+        Raises:
+            ValueError: An unknown id, or one whose data set is too small for this one's root and validation data.
         """
-        config = self.federation.config
+        settings = settings_of(self.federation.config)
         made = gym.make(
             env_id,
             disable_env_checker=True,
-            num_clients=config.num_clients,
             rounds=self.rounds,
             reward=self._reward.weights,
             scenarios=self.scenarios,
             render_mode=self.render_mode,
-            split_seed=config.split_seed,
-            device=config.device,
-            data_dir=config.data_dir,
-            download=config.download,
-            **asdict(config.weighting),
+            **{name: value for name, value in settings.items() if name not in _OF_THE_ID},
         )
         return federated(made)
 
@@ -379,6 +377,11 @@ def federated(env: gym.Env[Any, Any]) -> OptiGradEnv:
     return inner
 
 
+# What an id is: see optigrad_env/registration.py. An engine is chosen for a network.
+_OF_THE_ID = {
+    *("dataset", "dataset_options", "network", "network_options"),
+    *("loss", "local_steps", "batch_size", "learning_rate", "engine"),
+}
 _STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "company", "history")
 _FIXED = (
     "the number of clients and their participation can vary only where the observation has a mask, as in "

@@ -118,10 +118,12 @@ class Rule(ABC):
     Attributes:
         needs_root: The rule reads the reference update or the fingerprint.
         by_client: The rule remembers clients, so its rows must stay theirs from round to round.
+        needs_truth: The rule must be told who is honest (``ReferenceRule``): no part of another rule.
     """
 
     needs_root: ClassVar[bool] = False
     by_client: ClassVar[bool] = False
+    needs_truth: ClassVar[bool] = False
 
     @property
     def label(self) -> str:
@@ -198,6 +200,8 @@ class Composed(Rule):
     def __post_init__(self) -> None:
         if not isinstance(self.step, PreAggregation) or not isinstance(self.rule, Rule):
             raise ValueError(f"Composed takes a pre-aggregation and a rule, got {self.step!r} and {self.rule!r}")
+        if self.rule.needs_truth:
+            raise ValueError(f"{self.rule.label} needs the truth, which no server view holds; put another rule there")
         if self.rule.by_client and not self.step.keeps_clients:
             raise ValueError(
                 f"{self.rule.label} remembers clients, and {type(self.step).__name__} mixes them anew in every round: "

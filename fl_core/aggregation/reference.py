@@ -14,6 +14,8 @@ from fl_core.aggregation.view import ServerView
 class ReferenceRule(Rule):
     """A rule that must be told who is honest. The benchmark does so with ``told``; a server could not."""
 
+    needs_truth: ClassVar[bool] = True
+
     @abstractmethod
     def told(self, malicious: Tensor) -> Rule:
         """The rule for a federation whose malicious clients are known.

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from fl_core.aggregation.base import (
     Aggregate,
-    Composed,
     Rule,
     make_rule,
     register_rule,
@@ -17,7 +16,6 @@ from fl_core.aggregation.base import (
     takes_num_byzantine,
     weighted_mean,
 )
-from fl_core.aggregation.reference import ReferenceRule
 from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import norms, root_cosine
@@ -98,10 +96,7 @@ class BestOfK(Rule):
     def _make(self, name: str) -> Rule:
         told = {"num_byzantine": self.num_byzantine} if takes_num_byzantine(name) else {}
         rule = make_rule(name, **told)
-        innermost = rule
-        while isinstance(innermost, Composed):
-            innermost = innermost.rule
-        if isinstance(innermost, ReferenceRule):
+        if rule.needs_truth:
             raise ValueError(f"best_of_k: {name} needs the truth, which no server view holds")
         return rule
 

@@ -65,6 +65,16 @@ def test_the_capped_loss_has_the_gradient_of_the_cross_entropy_below_the_cap_and
     torch.testing.assert_close(logits.grad, torch.stack([below, torch.zeros(3)])[None])
 
 
+@pytest.mark.parametrize("broken", [inf, -inf, nan])
+def test_a_sample_whose_logits_are_not_finite_costs_the_cap_and_sends_no_gradient_back(broken):
+    logits = torch.tensor([[[broken, 0.0, 0.0], [1.0, 0.0, 0.0]]], requires_grad=True)
+    losses = capped_cross_entropy(logits, torch.tensor([1, 1]))
+    losses.sum().backward()
+    assert losses[0, 0].item() == pytest.approx(2 * log(3))
+    below = torch.softmax(torch.tensor([1.0, 0.0, 0.0]), dim=0) - torch.tensor([0.0, 1.0, 0.0])
+    torch.testing.assert_close(logits.grad, torch.stack([torch.zeros(3), below])[None])
+
+
 def test_personalised_accuracy_weights_classes_as_the_client_has_them():
     per_class = torch.tensor([[1.0, 0.5, 0.0], [1.0, 0.5, 0.0]], dtype=torch.float64)
     counts = torch.tensor([[30, 10, 0], [0, 10, 10]])

@@ -8,7 +8,9 @@ import pytest
 import torch
 from gymnasium.error import ResetNeeded
 
+from fl_core import settings_of
 from optigrad_env import OptiGradEnv
+from optigrad_env.env import federated
 
 from .episodes import ATTACKED, SMALL, assert_same, episode, uniform
 
@@ -389,11 +391,13 @@ def test_what_info_gives_away_cannot_be_used_to_change_the_episode() -> None:
     assert_same(env.step(uniform()), undisturbed.step(uniform()))
 
 
-def test_an_environment_like_another_weighs_trust_as_that_does() -> None:
-    env = gym.make("OptiGrad/Softmax-v0", num_clients=4, update_clip="none", root_anchor=0.5, safeguard=True).unwrapped
-    assert isinstance(env, OptiGradEnv)
+def test_an_environment_like_another_differs_in_what_its_id_is_alone() -> None:
+    own = {"update_clip": "none", "root_anchor": 0.5, "safeguard": True, "root": 40, "root_bias": 0.5, "mu": 0.2}
+    env = federated(gym.make("OptiGrad/Softmax-v0", num_clients=4, objective="fedprox", shapley="exact", **own))
     other = env.like("OptiGrad/Quadratic-v0")
-    assert other.federation.config.weighting == env.federation.config.weighting
+    before, after = settings_of(env.federation.config), settings_of(other.federation.config)
+    assert {name for name in before if before[name] != after[name]} == {"loss", "learning_rate"}
+    assert len(other.federation.splits.reference) + len(other.federation.splits.utility) == 40
     assert other.spec is not None
     assert other.spec.id == "OptiGrad/Quadratic-v0"
 

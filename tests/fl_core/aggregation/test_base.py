@@ -73,6 +73,12 @@ def test_an_unknown_rule_lists_the_names():
         make_rule("fedblock")
 
 
+@pytest.mark.parametrize("name", ["nnm+oracle", "clipping+nnm+anchored_oracle"])
+def test_an_oracle_is_no_part_of_another_rule(name):
+    with pytest.raises(ValueError, match=r"racle needs the truth, which no server view holds"):
+        make_rule(name)
+
+
 def test_the_only_rules_that_need_the_truth_are_the_oracles():
     assert {name for name in rule_names() if isinstance(make_rule(name), ReferenceRule)} == {
         "oracle",

@@ -96,7 +96,7 @@ def test_best_of_k_tells_its_rules_the_number_and_resets_them():
         ("fedavg", "rules must be a tuple of names"),
         (("best_of_k",), "cannot contain best_of_k itself"),
         (("oracle",), "oracle needs the truth"),
-        (("fedavg", "clipping+nnm+oracle"), "oracle needs the truth"),
+        (("fedavg", "clipping+nnm+oracle"), "Oracle needs the truth"),
         (("nonsense",), "unknown aggregation rule 'nonsense'"),
     ],
 )
