@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from tqdm import tqdm
 
+from agents.dataset_options import parse_dataset_options
 from agents.environments import available_cores
 from agents.evaluation.benchmark import Benchmark
 from agents.evaluation.configuration import make_grid, read_config, read_preset
@@ -75,6 +76,9 @@ class Arguments:
     """Where the data sets' files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
     """Fetch the data sets' files if they are missing."""
+    dataset_options: tuple[str, ...] = ()
+    """What the data set takes, as NAME=VALUE: `image_size=64`, and for folders of one's own `group_pattern=REGEX`, so
+    that images of one patient stay together. As in training."""
     workers: int = available_cores()
     """Processes, one thread each; by default one a core."""
     ray: str | None = None
@@ -139,7 +143,11 @@ def _layers(arguments: Arguments) -> list[dict[str, Any]]:
     config = read_config(arguments.config) if arguments.config is not None else {}
     flags: dict[str, Any] = {name: getattr(arguments, name) for name in _GRID}
     flags |= {"controls": arguments.controls or None, "features": None if arguments.features else False}
-    settings = {"data_dir": arguments.data_dir and str(arguments.data_dir), "download": arguments.download or None}
+    settings = {
+        "data_dir": arguments.data_dir and str(arguments.data_dir),
+        "download": arguments.download or None,
+        "dataset_options": parse_dataset_options(arguments.dataset_options),
+    }
     flags["settings"] = {name: value for name, value in settings.items() if value is not None}
     flags["plugins"] = [*config.get("plugins", []), *arguments.plugin] or None
     return [preset, config, flags]

@@ -98,7 +98,8 @@ class FixedScenarioEvaluation(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         # Here, not in `_on_step`: between rollouts the policy is what the last update has made of it.
-        if self.num_timesteps - self._timesteps[-1] >= self._every:
+        # By multiples, as in ``Saving``: a run that is made longer goes on with what a whole one evaluates.
+        if self.num_timesteps // self._every > self._timesteps[-1] // self._every:
             self.evaluate()
 
     def _on_step(self) -> bool:

@@ -6,6 +6,7 @@ people.
 """
 
 import copy
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -43,6 +44,8 @@ def save_policy(
 ) -> Path:
     """Writes weights, JSON and a model card; each under a temporary name first, so a crash never leaves half a file.
 
+    Nor does one between two of them leave a policy that loads and is not its card's: a card knows its weights.
+
     Args:
         policy: The network.
         directory: Where to; made if it is not there.
@@ -72,9 +75,10 @@ def save_policy(
         "weighting": asdict(weighting or weighting_of(policy)),
         "provenance": dict(provenance or {}),
     }
-    weights = {name: value.contiguous() for name, value in policy.state_dict().items()}
+    weights = save({name: value.contiguous() for name, value in policy.state_dict().items()})
+    card["weights_sha256"] = hashlib.sha256(weights).hexdigest()
     try:  # all of it before the first file is written: a policy that is there stays whole
-        files = {WEIGHTS: save(weights), CARD: to_json(card), MODEL_CARD: model_card(card).encode()}
+        files = {WEIGHTS: weights, CARD: to_json(card), MODEL_CARD: model_card(card).encode()}
     except TypeError as error:
         raise PolicyFileError(f"the policy cannot be saved, its provenance is no plain data: {error}") from error
     try:
@@ -109,15 +113,38 @@ def load_policy(path: Path | str, *, trusted: bool = False) -> TrustNet:
         return _load_zip(Path(path), trusted)
     card, weights = read_card(path), _pair(path)[0]
     try:
-        policy = TrustNet(Architecture(**card["architecture"]), features=len(FEATURES))
-        policy.load_state_dict(load(weights.read_bytes()))
-        _check_finite(policy)
+        content = weights.read_bytes()
+        _check_checksum(card, content)
+        policy = _filled(Architecture(**card["architecture"]), len(FEATURES), load(content))
         policy.weighting = TrustWeighting(**card.get("weighting", {}))
     except OSError as error:
         raise PolicyFileError(f"cannot read {weights}: {error.strerror}; is {path} a run directory?") from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise PolicyFileError(f"{weights} is damaged or does not fit {CARD}: {error}") from error
     return policy.eval().requires_grad_(False)
+
+
+def _filled(architecture: Architecture, features: int, state: Mapping[str, Tensor]) -> TrustNet:
+    """A network with these weights, float32.
+
+    Made without weights of its own: they would be drawn from the caller's random numbers, and be as large as a file
+    says before its weights were looked at.
+    """
+    with torch.device("meta"):
+        policy = TrustNet(architecture, features)
+    policy.load_state_dict({name: value.to(torch.float32, copy=True) for name, value in state.items()}, assign=True)
+    _check_finite(policy)
+    return policy
+
+
+def _check_checksum(card: Mapping[str, Any], weights: bytes) -> None:
+    """A ValueError, if a card says of which weights it is, and these are others."""
+    told = card.get("weights_sha256")
+    if told is not None and told != hashlib.sha256(weights).hexdigest():
+        raise ValueError(
+            f"the card is of weights with the SHA-256 {told}, and these are others: the policy was being written when "
+            "it was read, or writing it was broken off; write it again"
+        )
 
 
 def shipped_policies() -> list[str]:
@@ -137,7 +164,7 @@ def read_card(path: Path | str) -> dict[str, Any]:
         version, features = card["format_version"], card["features"]
     except OSError as error:
         raise PolicyFileError(f"cannot read {card_path}: {error.strerror}; is {path} a run directory?") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise PolicyFileError(f"{card_path} is damaged: {error!r}") from error
     if version != FORMAT_VERSION:
         raise PolicyFileError(f"{card_path} has format version {version}, this version reads {FORMAT_VERSION}")
@@ -239,12 +266,11 @@ def _load_zip(path: Path, trusted: bool) -> TrustNet:
             for name, value in dict(parameters["policy"]).items()
             if name.startswith(("trust_net.", "actor.trust_net."))
         }
-        policy = TrustNet(
+        policy = _filled(
             architecture if isinstance(architecture, Architecture) else Architecture(**architecture or {}),
-            features=state["embed.weight"].shape[-1] // 2,
+            state["embed.weight"].shape[-1] // 2,
+            state,
         )
-        policy.load_state_dict(state)
-        _check_finite(policy)
     except OSError as error:
         raise PolicyFileError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # what is in a pickle may fail in any way

@@ -9,6 +9,7 @@ import gymnasium as gym
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from stable_baselines3.common.vec_env import VecEnv
 
+from agents.dataset_options import with_those_of_the_id
 from agents.resumable import Resumable
 from agents.vec_env import FederationVecEnv
 from agents.worker_vec_env import WorkerVecEnv
@@ -24,13 +25,13 @@ def environment_ids() -> list[str]:
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """``gym.make``, with an error that lists the ids.
+    """``gym.make``, with an error that lists the ids; ``dataset_options`` add to those of the id.
 
     Raises:
         ValueError: Unknown id, or a wrong argument.
     """
     check_known("environment id", [env_id], environment_ids())
-    return gym.make(env_id, disable_env_checker=True, **kwargs)
+    return gym.make(env_id, disable_env_checker=True, **with_those_of_the_id(env_id, kwargs))
 
 
 def given_settings(**settings: Any) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | N
         count: Number of environments.
         seed: Seed of the first; the others follow.
         processes: Number of processes, by default one a core, and never more than environments. One is this process.
-        **kwargs: Of the environment.
+        **kwargs: Of the environment, as in ``make_env``.
 
     Raises:
         ValueError: Unknown id, a wrong argument, or ``count`` or ``processes`` below 1.
@@ -68,6 +69,7 @@ def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | N
         raise ValueError(f"processes must be at least 1, got {processes}")
     processes = min(count, processes or available_cores())
     edges = [TRAINING_SPLITS + count * i // processes for i in range(processes + 1)]
+    kwargs = with_those_of_the_id(env_id, kwargs)
     makers = [partial(_share, env_id, last - first, {**kwargs, "split_seed": first}) for first, last in pairwise(edges)]
     envs = makers[0]() if processes == 1 else WorkerVecEnv(makers)
     envs.seed(seed)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from agents.algorithms import Hyperparams, check_algorithm, check_distribution, learns_off_policy, read_hyperparams
 from agents.callbacks import SELECTIONS
 from agents.console import LOG_FORMATS
+from agents.dataset_options import parse_dataset_options
 from agents.deployed import CARD, load_policy
 from agents.run_directory import CONFIG, HYPERPARAMS, START, read_config
 from agents.warm_start import KINDS
@@ -93,26 +94,13 @@ class TrainingSettings:
     log_format: Literal["text", "json"] = "text"
     """json: an object a line, for batch systems; curves are in it too."""
 
-    @property
-    def options_of_dataset(self) -> dict[str, int | float | str] | None:
-        """The data set's options, if there are any; raises a ValueError for one that is no NAME=VALUE."""
-        options: dict[str, int | float | str] = {}
-        for given in self.dataset_options:
-            name, equals, value = given.partition("=")
-            if not name or not equals:
-                raise ValueError(f"dataset-options are NAME=VALUE, such as image_size=64; got {given!r}")
-            if name in options:
-                raise ValueError(f"dataset-options: {name} is given twice")
-            options[name] = _number_or_text(value)
-        return options or None
-
     def check(self) -> None:
         """Raises a ValueError for a setting that cannot work, naming it.
 
         Not in ``__post_init__``: tyro would take the error for one of parsing, and print a box of its own around it.
         """
         check_fields(self)
-        self.options_of_dataset  # noqa: B018  (raises)
+        parse_dataset_options(self.dataset_options)
         check_algorithm(self.algo)
         check_distribution(self.algo, self.distribution)
         check_known("warm start", [self.warm_start], KINDS)
@@ -125,6 +113,11 @@ class TrainingSettings:
             if not 0 < getattr(self, name) < inf:
                 raise ValueError(
                     f"{name.replace('_', '-')} must be greater than 0 and finite, got {getattr(self, name)}"
+                )
+            if not self.warm_started and getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name.replace('_', '-')} {getattr(self, name)} is for the warm start, which --warm-start none "
+                    "leaves out"
                 )
         if not 0 <= self.clone_weight < inf:
             raise ValueError(f"clone-weight must be 0 or more and finite, got {self.clone_weight}")
@@ -190,15 +183,6 @@ class TrainingSettings:
             for name, value in asdict(self).items()
             if name not in _NOT_OF_THE_RUN
         }
-
-
-def _number_or_text(value: str) -> int | float | str:
-    for kind in (int, float):
-        try:
-            return kind(value)
-        except ValueError:
-            continue
-    return value
 
 
 def settings_of_run(directory: Path) -> TrainingSettings:

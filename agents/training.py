@@ -19,6 +19,7 @@ from agents.callbacks import Figures, FixedScenarioEvaluation, ProgressBar, Roun
 from agents.checkpoint import CHECKPOINT, Checkpoint, read, restore
 from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
+from agents.dataset_options import parse_dataset_options
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
 from agents.environments import base_env, given_settings, make_env, make_training_envs
 from agents.run_directory import (
@@ -53,6 +54,7 @@ class Summary:
         first_reward: Mean reward on the fixed scenarios before the algorithm started, in nats a round.
         best_reward: That of the best policy, which was kept.
         last_reward: That of the last policy.
+        benchmark: The command that benchmarks the policy on what it was trained on.
     """
 
     run_dir: Path
@@ -62,6 +64,7 @@ class Summary:
     first_reward: float
     best_reward: float
     last_reward: float
+    benchmark: str
 
     def __str__(self) -> str:
         if self.interrupted:
@@ -73,16 +76,8 @@ class Summary:
             f"{self.timesteps} rounds, {self.seconds:.0f} s with warm start and evaluations\n"
             f"mean reward, nats a round over the honest mean: first {self.first_reward:+.4f}, "
             f"best {self.best_reward:+.4f}, last {self.last_reward:+.4f}\n"
-            f"policy in {self.run_dir}; benchmark it: python evaluate.py --policies {self.run_dir}"
+            f"policy in {self.run_dir}; benchmark it: {self.benchmark}"
         )
-
-
-def _dataset_options(settings: TrainingSettings) -> dict[str, Any] | None:
-    """What the environment's id says of its data set, and what was given; ``None`` if nothing was."""
-    given, registered = settings.options_of_dataset, gym.registry.get(settings.env_id)
-    if given is None or registered is None:
-        return given
-    return {**registered.kwargs.get("dataset_options", {}), **given}
 
 
 def train(settings: TrainingSettings) -> Summary:
@@ -100,7 +95,7 @@ def train(settings: TrainingSettings) -> Summary:
         scenarios=None if settings.scenarios == "default" else settings.scenarios,
         data_dir=settings.data_dir,
         download=settings.download,
-        dataset_options=_dataset_options(settings),
+        dataset_options=parse_dataset_options(settings.dataset_options),
     )
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
@@ -194,9 +189,30 @@ def _run(
     save_model(model, directory / MODEL)
     rewards = evaluation.means or [float("nan")]
     best = rewards[evaluation.best or 0]
-    summary = Summary(directory, interrupted, model.num_timesteps, saving.seconds, rewards[0], best, rewards[-1])
+    summary = Summary(
+        directory,
+        interrupted,
+        model.num_timesteps,
+        saving.seconds,
+        rewards[0],
+        best,
+        rewards[-1],
+        _benchmark(settings, directory),
+    )
     console.say("summary", str(summary), **asdict(replace(summary, run_dir=str(directory))))  # type: ignore[arg-type]
     return summary
+
+
+def _benchmark(settings: TrainingSettings, directory: Path) -> str:
+    """The command; what is not said in it is evaluate.py's default, as it was the training's."""
+    command = ["python", "evaluate.py", "--policies", str(directory)]
+    if settings.env_id != TrainingSettings.env_id:
+        command += ["--env-id", settings.env_id.replace("Masked-", "-")]  # a cell has all of its clients
+    if settings.data_dir is not None:
+        command += ["--data-dir", str(settings.data_dir)]
+    if settings.dataset_options:
+        command += ["--dataset-options", *settings.dataset_options]
+    return shlex.join(command)
 
 
 def _saved(settings: TrainingSettings) -> Checkpoint | None:

@@ -11,6 +11,8 @@ _SPREAD_FLOOR = 0.05
 _Z_LIMIT = 5.0
 # Scores lie within ±5: trust from 0.007 to 0.993.
 SCORE_LIMIT = 5.0
+# Blocks are made one by one before any weight is looked at, and their number may come from a file.
+_MOST_BLOCKS = 64
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Architecture:
 
     Attributes:
         width: Width of a token.
-        depth: Number of attention blocks.
+        depth: Number of attention blocks, at most 64.
         heads: Attention heads; must divide the width.
     """
 
@@ -31,6 +33,8 @@ class Architecture:
         sizes: tuple[object, ...] = (self.width, self.depth, self.heads)  # may come from a file
         if not all(isinstance(size, int) and size > 0 for size in sizes) or self.width % self.heads:
             raise ValueError(f"width, depth and heads must be positive whole numbers, heads divide width, got {self}")
+        if self.depth > _MOST_BLOCKS:
+            raise ValueError(f"depth must be at most {_MOST_BLOCKS}, got {self.depth}")
 
 
 class Trunk(nn.Module):

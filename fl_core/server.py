@@ -111,11 +111,13 @@ class RootServer:
     def update_of(self, network: nn.Module) -> Tensor:
         """What a client sends after local training: its network's shared parameters minus the global model, (P,).
 
+        The network may be on a GPU, and of another precision; the update is float32 on the CPU.
+
         Raises:
             ValueError: The network lacks one of them, by name and shape.
         """
         _check_holds(network, self.layout.shared)
-        return self.layout.initial(network)[0] - self.global_model
+        return self.layout.initial(network)[0].to(self.global_model) - self.global_model
 
     def view(
         self, messages: Tensor | Collection[Tensor | NDArray[Any]], clients: Sequence[int] | None = None
@@ -201,17 +203,6 @@ def _numbers(clients: Any, count: int) -> Tensor:
 def _check_kinds(network: object, objective: object, training: object, seed: int) -> None:
     if not isinstance(network, nn.Module) or not any(True for _ in network.parameters()):
         raise ValueError(f"network must be a torch module with parameters, got {network!r}")
-    names: dict[int, str] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
-        if first != name:
-            raise ValueError(f"{first} and {name} of the network are one tensor: a model has each parameter once")
-    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
-    if frozen:
-        raise ValueError(
-            f"{len(frozen)} parameters of the network are frozen, the first is {frozen[0]}: they would be trained and "
-            "sent as the others are; make a network of the trainable layers, and feed it what the frozen ones put out"
-        )
     if not isinstance(objective, Objective | None):
         raise ValueError(f"objective must be one of make_objective's, or None for FedBN-Prox, got {objective!r}")
     if not isinstance(training, LocalTraining | None):
@@ -225,6 +216,10 @@ def _check_root(images: Any, labels: Any, num_classes: int) -> None:
     for name, value in (("images", images), ("labels", labels)):
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} must be a tensor, got {type(value).__name__}; torch.tensor(...) makes one of it")
+        if value.device.type != "cpu":
+            raise ValueError(
+                f"{name} must be on the CPU, where this server runs, got {value.device}; give {name}.cpu()"
+            )
     check_types({"num_classes": num_classes}, {"num_classes": int})
     if images.ndim != 4 or images.dtype != torch.float32:
         raise ValueError(f"images must be (R, C, H, W) float32, got {tuple(images.shape)} {images.dtype}")

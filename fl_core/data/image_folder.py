@@ -29,6 +29,7 @@ _TEST_SHARE = 0.25
 # Raised when files come out of the decoder as other images than before, so that those that were kept are not taken.
 _DECODER = 3
 _EIGHT_BITS, _TWELVE_BITS = 2**8, 2**12
+_NOTHING = np.empty(0, dtype=np.uint8)
 _DEEP_GREY = {"I", "I;16", "I;16B", "I;16L"}
 _GREY = {"1", "L", "LA", "La", *_DEEP_GREY}
 
@@ -114,6 +115,11 @@ def _scan(name: str, folder: Path) -> tuple[tuple[str, ...], list[_File]]:
             if broken is not None:
                 raise ValueError(f"data set {name!r}: {broken} is a link to nothing; remove it, or put its file there")
             files += [_File(image, classes.index(path.name), side != train) for image in images]
+    if (folder / "test").is_dir() and not any(file.test for file in files):
+        raise ValueError(
+            f"data set {name!r}: {folder / 'test'} holds no image in a class folder; expected {folder.name}/{_LAYOUT}. "
+            "Remove it, and a part of train is held out instead"
+        )
     return classes, files
 
 
@@ -214,12 +220,14 @@ def _decode(name: str, files: Sequence[_File], image_size: int | None) -> NDArra
             (height, width), (other_height, other_width) = arrays[0].shape[:2], array.shape[:2]
             raise ValueError(
                 f"data set {name!r}: images differ in size: {files[0].path} is {width}x{height}, {file.path} is "
-                f"{other_width}x{other_height}. Give image_size=... (--image-size) to resize them all."
+                f"{other_width}x{other_height}. Give image_size=... to resize them all (--dataset-options "
+                "image_size=64; --image-size 64 of python -m fl_core.data)."
             )
-    if not colour:
-        return np.stack(arrays)[:, None]
-    channels = [array if array.ndim == 3 else np.repeat(array[:, :, None], 3, axis=2) for array in arrays]
-    return np.ascontiguousarray(np.stack(channels).transpose(0, 3, 1, 2))
+    images = np.empty((len(arrays), 3 if colour else 1, *arrays[0].shape[:2]), dtype=np.uint8)
+    for i in range(len(arrays)):
+        array, arrays[i] = arrays[i], _NOTHING  # given back one by one: both at once would be twice the set
+        images[i] = array.transpose(2, 0, 1) if array.ndim == 3 else array
+    return images
 
 
 def _decode_file(name: str, path: Path, image_size: int | None, divisor: int) -> NDArray[np.uint8]:

@@ -17,6 +17,7 @@ from fl_core.data.dataset import Dataset
 
 # Baselines are taken on images of at most this many pixels square: more costs time and changes little.
 BASELINE_SIZE = 32
+_IMAGES_AT_ONCE = 1000
 
 
 def class_counts(dataset: Dataset, samples: Tensor) -> NDArray[np.int64]:
@@ -78,9 +79,13 @@ def plot_partition(table: NDArray[np.int64], classes: Sequence[str], title: str,
 
 
 def _rows(dataset: Dataset, samples: Tensor) -> NDArray[np.float32]:
-    images = dataset.pixels[samples].to(torch.float32)
-    _, height, width = dataset.image_shape
-    if max(height, width) > BASELINE_SIZE:
-        images = F.interpolate(images, size=(BASELINE_SIZE, BASELINE_SIZE), mode="area")
-    rows: NDArray[np.float32] = images.flatten(1).numpy()
+    # Piece by piece: of large images the whole side in floating point would be four times the set.
+    pieces = [_small(dataset.pixels[piece].to(torch.float32)) for piece in samples.split(_IMAGES_AT_ONCE)]
+    rows: NDArray[np.float32] = torch.cat(pieces).flatten(1).numpy()
     return rows
+
+
+def _small(images: Tensor) -> Tensor:
+    if max(images.shape[2:]) <= BASELINE_SIZE:
+        return images
+    return F.interpolate(images, size=(BASELINE_SIZE, BASELINE_SIZE), mode="area")

@@ -42,9 +42,13 @@ class ParameterLayout:
     Args:
         network: The network to read.
         local_batchnorm: BatchNorm stays local (FedBN); otherwise everything floating-point is shared.
+
+    Raises:
+        ValueError: A parameter that is frozen, or that two layers have in common: the engines would train it.
     """
 
     def __init__(self, network: nn.Module, *, local_batchnorm: bool) -> None:
+        _check_parameters(network)
         self.local_batchnorm = local_batchnorm
         self.entries = tuple(_entries(network, local_batchnorm))
 
@@ -107,6 +111,20 @@ def layers_in_order(network: nn.Sequential) -> list[tuple[str, nn.Module]]:
                 "use; only engine='sequential' runs that"
             )
     return list(zip(network._modules, network, strict=True))
+
+
+def _check_parameters(network: nn.Module) -> None:
+    names: dict[int, str] = {}
+    for name, parameter in network.named_parameters(remove_duplicate=False):
+        first = names.setdefault(id(parameter), name)
+        if first != name:
+            raise ValueError(f"{first} and {name} of the network are one tensor: a model has each parameter once")
+    frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ValueError(
+            f"{len(frozen)} parameters of the network are frozen, the first is {frozen[0]}: they would be trained and "
+            "sent as the others are; make a network of the trainable layers, and feed it what the frozen ones put out"
+        )
 
 
 def _entries(network: nn.Module, local_batchnorm: bool) -> Iterator[Entry]:

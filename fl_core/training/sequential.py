@@ -73,7 +73,8 @@ class SequentialEngine:
             for name in anchored:
                 # The gradient of the proximal term in closed form, mu·(w − w_global), rather than through autograd.
                 weight = network.get_parameter(name)
-                assert weight.grad is not None
+                if weight.grad is None:  # the forward pass does not use it
+                    weight.grad = torch.zeros_like(weight)
                 weight.grad.add_(weight.detach() - start[name], alpha=objective.mu)
             optimizer.step()
         return self._layout.initial(network)

@@ -89,6 +89,23 @@ def test_first_and_last_state_are_evaluated_and_none_twice(tmp_path: Path, model
     assert len(timesteps) >= 3
 
 
+def test_a_run_that_is_made_longer_is_evaluated_where_a_whole_one_is_and_where_it_had_ended(
+    tmp_path: Path, model: PPO
+) -> None:
+    def timesteps(*lengths: int) -> list[int]:
+        file = tmp_path / f"{len(lengths)}.npz"
+        model.num_timesteps = 0
+        for length in lengths:
+            callback = evaluation(file, every=30, resumed_at=model.num_timesteps if model.num_timesteps else None)
+            model.learn(length, callback=callback, reset_num_timesteps=model.num_timesteps == 0)
+            callback.finish()
+        with np.load(file) as kept:
+            return kept["timesteps"].tolist()
+
+    assert timesteps(128) == [0, 32, 64, 96, 128]
+    assert timesteps(48, 80) == [0, 32, 48, 64, 96, 128]
+
+
 def test_what_the_last_update_made_of_the_policy_is_evaluated_too(tmp_path: Path, model: PPO) -> None:
     callback = evaluation(tmp_path / "e.npz")
     model.learn(32, callback=callback)

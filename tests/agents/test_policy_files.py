@@ -44,6 +44,7 @@ def poison(path: Path, value: float) -> None:
     weights = load_file(path / WEIGHTS)
     weights["score_head.bias"].fill_(value)
     save_file(weights, path / WEIGHTS)
+    edit_card(path, weights_sha256=None)  # a card that does not say of which weights it is
 
 
 def test_a_saved_policy_comes_back_bit_for_bit(tmp_path: Path, make_policy: Callable[..., TrustNet]) -> None:
@@ -192,6 +193,58 @@ def test_an_interrupted_write_leaves_the_old_policy(
             save_policy(make_policy(seed=99), saved_policy)
     assert {path.name: path.read_bytes() for path in saved_policy.iterdir()} == before
     load_policy(saved_policy)
+
+
+def test_a_write_that_is_broken_off_between_two_files_leaves_no_policy_under_anothers_card(
+    saved_policy: Path, make_policy: Callable[..., TrustNet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, done = Path.replace, []
+
+    def second_is_interrupted(path: Path, target: Path) -> Path:
+        done.append(target)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", second_is_interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            save_policy(make_policy(seed=99), saved_policy)
+    assert [target.name for target in done] == [WEIGHTS, CARD]
+    with pytest.raises(PolicyFileError, match="broken off; write it again"):
+        load_policy(saved_policy)
+    save_policy(make_policy(seed=99), saved_policy)
+    load_policy(saved_policy)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist"])
+def test_loading_a_policy_draws_no_random_number(name: str) -> None:
+    before = torch.get_rng_state()
+    policy = load_policy(name)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {value.device.type for value in policy.state_dict().values()} == {"cpu"}
+    assert {value.dtype for value in policy.state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"width": 2**20, "heads": 1}, "damaged or does not fit"),
+        ({"depth": 10**9}, "depth must be at most 64, got 1000000000"),
+    ],
+)
+def test_a_card_cannot_ask_for_more_memory_or_time_than_its_weights_have(
+    saved_policy: Path, sizes: dict[str, int], message: str
+) -> None:
+    edit_card(saved_policy, architecture={**read_card(saved_policy)["architecture"], **sizes})
+    with pytest.raises(PolicyFileError, match=message):  # 2**20 wide it would be 26 TB
+        load_policy(saved_policy)
+
+
+def test_a_card_of_brackets_in_brackets_is_damaged(saved_policy: Path) -> None:
+    (saved_policy / CARD).write_text("[" * 100_000)
+    with pytest.raises(PolicyFileError, match="is damaged"):
+        read_card(saved_policy)
 
 
 def test_one_of_the_pair_of_files_stands_for_both_whatever_their_name(saved_policy: Path, tmp_path: Path) -> None:

@@ -344,6 +344,44 @@ def test_a_parameter_that_two_layers_share_is_refused():
         a_server(network=network)
 
 
+class Unused(nn.Module):
+    """Has a layer that its forward pass leaves out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Linear(64, 10), nn.Linear(3, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.used(images.flatten(1))
+
+
+@pytest.mark.parametrize("objective", ["fedavg", "fedprox"])
+def test_a_layer_that_the_forward_pass_does_not_use_stays_as_it_is(objective):
+    server = a_server(network=Unused(), objective=make_objective(objective, 0.1))
+    for _ in range(2):
+        reference = server.view(normal(3, 662)).reference
+        assert reference[:650].abs().min() < reference[:650].abs().max()
+        assert torch.equal(reference[650:], torch.zeros(12))
+        server.apply(Aggregate(reference, None))
+
+
+def test_a_client_may_be_of_another_precision():
+    server, network = a_server(), a_network().double()
+    server.broadcast(network)
+    with torch.no_grad():
+        network[-1].bias += 1
+    update = server.update_of(network)
+    assert (update.dtype, update.device) == (torch.float32, torch.device("cpu"))
+    assert update.sum() == pytest.approx(len(network[-1].bias), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["images", "labels"])
+def test_root_data_on_another_device_is_refused(which):
+    given = {"images": DIGITS.images(ROOT), "labels": DIGITS.labels[ROOT]}
+    with pytest.raises(ValueError, match=rf"{which} must be on the CPU.*got meta; give {which}\.cpu\(\)"):
+        a_server(**{**given, which: given[which].to("meta")})
+
+
 def test_a_reference_that_training_has_blown_up_ends_no_round_in_silence():
     server = a_server(training=LocalTraining(learning_rate=1e30))
     with pytest.raises(ValueError, match=r"reference update .* is not finite; is the learning rate 1e\+30 too large"):

@@ -1,18 +1,23 @@
 """What the data set of a training takes, from the command line to the federations."""
 
 import json
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
+import evaluate
 from agents import training
-from agents.environments import base_env
+from agents.environments import base_env, make_env
+from agents.evaluation.configuration import make_grid
 from agents.run_directory import CONFIG
 from agents.settings import TrainingSettings
+from fl_core import Federation
 from train_agent import main, parse
 
 
@@ -54,10 +59,32 @@ def test_images_of_a_patient_stay_together_where_a_pattern_says_whose_they_are(
 
 
 def test_what_is_not_said_of_the_data_set_is_the_environments(scans: Path) -> None:
-    given = ("group_pattern=^(a|b)_",)
-    settings = TrainingSettings(env_id="OptiGrad/ImageFolder-v0", data_dir=scans, dataset_options=given)
-    assert training._dataset_options(settings) == {"image_size": 32, "group_pattern": "^(a|b)_"}
-    assert training._dataset_options(TrainingSettings()) is None
+    env = make_env("OptiGrad/ImageFolder-v0", data_dir=scans, dataset_options={"group_pattern": "^(p[0-9])"})
+    assert dict(base_env(env).federation.config.dataset_options) == {"image_size": 32, "group_pattern": "^(p[0-9])"}
+
+
+def test_a_policy_is_benchmarked_on_the_patients_that_it_was_trained_without(
+    scans: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """By the command that the training ended with, in what it says of the data."""
+    settings = TrainingSettings(
+        env_id="OptiGrad/ImageFolderMasked-v0",
+        data_dir=scans,
+        dataset_options=("image_size=8", "group_pattern=^(p[0-9]+)_"),
+    )
+    program, name, *flags = shlex.split(training._benchmark(settings, tmp_path / "run"))
+    assert (program, name, flags[:4]) == (
+        "python",
+        "evaluate.py",
+        ["--policies", str(tmp_path / "run"), "--env-id", "OptiGrad/ImageFolder-v0"],
+    )
+    arguments = tyro.cli(evaluate.Arguments, args=[*flags[2:], "--rules", "fedavg", "--seeds", "1"])
+    federation = Federation(make_grid(*evaluate._layers(arguments)).config("OptiGrad/ImageFolder-v0"))
+    assert federation.dataset.image_shape == (1, 8, 8)
+    patients = federation.dataset.groups
+    assert patients is not None and len(patients.unique()) == 40
+    assert not set(patients[federation.dataset.train].tolist()) & set(patients[federation.dataset.test].tolist())
+    assert training._benchmark(TrainingSettings(), Path("runs/a b")) == "python evaluate.py --policies 'runs/a b'"
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def test_the_summary_says_what_was_reached_and_what_to_do_next(
     with np.load(arguments.run_dir / "evaluations.npz") as kept:
         best = kept["results"].mean(axis=1).max()
     assert f"best {best:+.4f}" in printed
-    assert f"python evaluate.py --policies {arguments.run_dir}" in printed
+    assert f"benchmark it: python evaluate.py --policies {arguments.run_dir}\n" in printed
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,8 @@ def test_the_summary_says_what_was_reached_and_what_to_do_next(
         ({"warm_start_length": math.inf}, "warm-start-length must be greater than 0 and finite, got inf"),
         ({"warm_start_memory": math.inf}, "warm-start-memory must be greater than 0 and finite, got inf"),
         ({"clone_weight": -1.0}, "clone-weight must be 0 or more and finite, got -1.0"),
+        ({"warm_start_length": 2.0}, "warm-start-length 2.0 is for the warm start, which --warm-start none leaves out"),
+        ({"warm_start_memory": 4.0}, "warm-start-memory 4.0 is for the warm start, which --warm-start none leaves out"),
         ({"clone_weight": 0.5, "warm_start": "clone"}, "clone-weight 0.5 is for the gradient, .* clone leaves out"),
         ({"update_clip": "mean"}, "'mean'; there are: none, median"),
         ({"select_by": "loss"}, "'loss'; there are: reward, accuracy"),

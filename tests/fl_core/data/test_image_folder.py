@@ -62,6 +62,15 @@ def test_a_test_folder_is_the_test_side(tmp_path):
     assert np.array_equal(dataset.pixels[9, 0].numpy(), pixels(10**6))
 
 
+def test_a_test_folder_without_an_image_that_can_be_read_is_not_passed_over(tmp_path):
+    fill(tmp_path, a=5, b=4)
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "x.gif").touch()
+    Image.fromarray(pixels(1)).save(tmp_path / "test" / "flat.png")
+    with pytest.raises(ValueError, match=r"test holds no image in a class folder; expected .*test/CLASS/\*\.png"):
+        load(tmp_path)
+
+
 def test_without_a_test_folder_a_stratified_quarter_is_held_out_once_and_for_all(tmp_path):
     dataset = load(fill(tmp_path, a=40, b=20))
     assert sorted([*dataset.train.tolist(), *dataset.test.tolist()]) == list(range(60))
