@@ -14,6 +14,7 @@ from tqdm import tqdm
 from agents.dataset_options import parse_dataset_options
 from agents.environments import available_cores
 from agents.evaluation.benchmark import Benchmark
+from agents.evaluation.cells import CellResult
 from agents.evaluation.configuration import make_grid, read_config, read_preset
 from agents.evaluation.estimate import estimate_seconds, show_seconds
 from agents.evaluation.execution import check_ray
@@ -86,11 +87,11 @@ class Arguments:
     out: Path = Path("results/evaluation")
     """Where the results go; a run of the same grid, or of a part of it, that is there is continued."""
     overwrite: bool = False
-    """Replace the results that are there."""
+    """Replace the results that are there. Leave it out to continue a run that was stopped."""
     reuse: tuple[Path, ...] = ()
-    """Results directories of which the same cells are taken over instead of run, if --out holds none yet: for a report
-    of fewer seeds or rules, of the whole seeds of a run that was stopped, or of runs that shared the rules. They stay
-    as they are."""
+    """Results directories of which the same cells are taken over instead of run, if --out holds no rows yet: for a
+    report of fewer seeds or rules, of the whole seeds of a run that was stopped, or of runs that shared the rules. They
+    stay as they are."""
     cell: str | None = None
     """Cell whose trust over rounds the report shows: a name from curves/, without its ending."""
     progress: bool = True
@@ -108,7 +109,19 @@ def main(arguments: Arguments) -> int:
         check_known("cell", [arguments.cell], [cell.name for cell in grid.cells()])
     command = shlex.join(["python", *sys.argv])
     benchmark = Benchmark(grid, arguments.out, command, arguments.overwrite, arguments.reuse, arguments.cell)
+    again = "the same command without --overwrite" if arguments.overwrite else "the same command"
+    try:
+        return _run(benchmark, arguments, again)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: the cells so far are in {arguments.out}; {again} continues")
+        return 130
+
+
+def _run(benchmark: Benchmark, arguments: Arguments, again: str) -> int:
+    grid = benchmark.grid
     with benchmark.open() as directory:
+        if arguments.reuse and not directory.assembled:
+            print(f"{arguments.out} holds results already, so nothing is taken over from --reuse")
         missing, every, rules = directory.missing(), len(grid.cells()), len(grid.labels())
         partly = f", {len(directory.known())} in part" if directory.known() else ""
         print(f"{every} cells, {rules} rules each, {grid.rounds} rounds; {every - len(missing)} done before{partly}")
@@ -118,19 +131,17 @@ def main(arguments: Arguments) -> int:
             where = "one core, before Ray shares it out" if arguments.ray else f"{workers} workers"
             print(f"about {seconds} on {where}; results in {arguments.out}")
         with tqdm(total=len(missing), desc="evaluate", disable=None if arguments.progress else True) as bar:
-            try:
-                failures = benchmark.run(
-                    directory, workers=arguments.workers, ray=arguments.ray, on_cell=lambda _: bar.update()
-                )
-            except KeyboardInterrupt:
-                print(f"\ninterrupted: the cells so far are in {arguments.out}; the same command continues")
-                return 130
+
+            def show(result: CellResult) -> None:
+                for failure in result.failures:  # at once: what fails everywhere is not to be learned after hours
+                    told = f"failed: {failure.rule or 'all rules'} in {failure.cell.name}: {failure.error}"
+                    tqdm.write(told, file=sys.stderr)
+                bar.update()
+
+            failures = benchmark.run(directory, workers=arguments.workers, ray=arguments.ray, on_cell=show)
         # Before the report: where nothing could be run there is none.
-        for failure in failures:
-            print(f"failed: {failure.rule or 'all rules'} in {failure.cell.name}: {failure.error}", file=sys.stderr)
         if failures:
-            again = f"see {arguments.out / FAILURES}; the same command tries again"
-            print(f"{len(failures)} failed, {again}", file=sys.stderr)
+            print(f"{len(failures)} failed, see {arguments.out / FAILURES}; {again} tries again", file=sys.stderr)
         report = benchmark.report()
     Console(width=None if sys.stdout.isatty() else 200).print(to_rich(report.table))
     print(f"report {report.page}")
@@ -142,15 +153,21 @@ def _layers(arguments: Arguments) -> list[dict[str, Any]]:
     preset = read_preset(arguments.preset) if arguments.preset is not None else {}
     config = read_config(arguments.config) if arguments.config is not None else {}
     flags: dict[str, Any] = {name: getattr(arguments, name) for name in _GRID}
-    flags |= {"controls": arguments.controls or None, "features": None if arguments.features else False}
+    flags |= {name: _said(name, getattr(arguments, name)) for name in ("controls", "features")}
     settings = {
         "data_dir": arguments.data_dir and str(arguments.data_dir),
-        "download": arguments.download or None,
+        "download": _said("download", arguments.download),
         "dataset_options": parse_dataset_options(arguments.dataset_options),
     }
     flags["settings"] = {name: value for name, value in settings.items() if value is not None}
     flags["plugins"] = [*config.get("plugins", []), *arguments.plugin] or None
     return [preset, config, flags]
+
+
+def _said(switch: str, value: bool) -> bool | None:
+    """A switch's value, if it was said: also where it only says again what it would be by default."""
+    said = value != getattr(Arguments, switch) or {f"--{switch}", f"--no-{switch}"} & {*sys.argv}
+    return value if said else None
 
 
 def cli() -> None:
@@ -160,6 +177,8 @@ def cli() -> None:
         sys.exit(main(tyro.cli(Arguments)))
     except ValueError as error:
         sys.exit(f"evaluate: {error}")
+    except OSError as error:  # a full disk, say: what was computed before is on it
+        sys.exit(f"evaluate: {error.filename or 'a file'} cannot be read or written: {error.strerror or error}")
 
 
 if __name__ == "__main__":

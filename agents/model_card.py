@@ -41,13 +41,13 @@ _SAFEGUARD = """Deployed, the safeguard stands behind it, which it has not seen 
 own aggregate; the same without clients whose Shapley value is not positive; mixtures of each with the server's own
 update; that update alone) are tried on the utility half of the root data, and the one of least loss is taken if it
 beats the first by more than {margin:g} standard errors."""
-_SYBILS = """Clients who send the same share their voices{remembered}, with {options}; {seen}.
+_SYBILS = """Clients that send the same are discounted{remembered}, with {options}; {seen}.
 """
-_REMEMBERED = ", and those who are more alike than most in every round are heard less and less"
+_REMEMBERED = ", and those that are more alike than most in every round weigh less and less"
 _STATEFUL = """The rule remembers clients: give each view `clients=`, the same number for the same client in every
 round, use one rule from the first round to the last, and keep it where the server is kept.
 """
-_NO_SYBILS = """In training clients who send the same shared their voices; deployed they do not.
+_NO_SYBILS = """In training clients that send the same were discounted; deployed they are not.
 """
 _SOURCE = "https://arxiv.org/abs/2507.23638"
 _OF_SYBILS = ("sybil_exponent", "sybil_power")

@@ -259,7 +259,7 @@ def trusted_loss(trust: Tensor, recording: Recording, picks: Tensor, samples: Te
     """Loss (B,) in nats of the models that trust (B, N) leads to in the rounds ``picks``, differentiable in it."""
     rounds = recording.rounds
     weighting: TrustWeighting = recording.federation.config.weighting
-    weights, root_weight = weighting.weights(trust * rounds.voices[picks] * ~rounds.rejected[picks])
+    weights, root_weight = weighting.weights(trust * rounds.discount[picks] * ~rounds.rejected[picks])
     update = torch.einsum("bn,bnp->bp", weights, rounds.updates[picks]) + root_weight[:, None] * rounds.reference[picks]
     return _loss(recording.federation, rounds, picks, update, samples)
 

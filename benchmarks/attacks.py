@@ -8,7 +8,6 @@ and over the seeds, each paired with the same federation without attack. Nothing
 that costs less than two points is listed with the reason. Writes results/attacks.csv.
 """
 
-import csv
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +26,9 @@ from rich.table import Table
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
 from fl_core.attacks import attack_names
+from fl_core.data import load_dataset
+from fl_core.files import write_csv
+from fl_core.registry import check_known
 from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import TRAIN_ATTACKS
 
@@ -72,29 +74,29 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Runs everything, prints the table, writes the file."""
+    """Runs everything, writes the file after each row, prints the table."""
+    check(arguments)
     names = [name for name in arguments.attacks or attack_names() if name != "none"]
     tasks = list(_tasks(arguments, ["none", *names]))
     quiet: dict[tuple[str, int], float] = {}
     rows: list[dict[str, Any]] = []
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     context = multiprocessing.get_context("forkserver")
-    with (
-        arguments.out.open("w", newline="") as file,
-        ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
+    with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for (dataset, attack, seed, _), (accuracy, success) in zip(tasks, pool.map(run, tasks), strict=True):
             if attack == "none":  # comes first
                 quiet[dataset, seed] = accuracy
             figures = (dataset, attack, seed, accuracy, quiet[dataset, seed], "" if isnan(success) else success)
-            row = dict(zip(COLUMNS, figures, strict=True))
-            writer.writerow(row)
-            file.flush()
-            rows.append(row)
+            rows.append(dict(zip(COLUMNS, figures, strict=True)))
+            write_csv(arguments.out, rows)
     for dataset in dict.fromkeys(row["dataset"] for row in rows):
         Console(width=120).print(_table(dataset, [row for row in rows if row["dataset"] == dataset]))
+
+
+def check(arguments: Arguments) -> None:
+    """Raises a ValueError for what would otherwise stop the run when its first rows have replaced earlier ones."""
+    check_known("attack", arguments.attacks, attack_names())
+    if arguments.data_dir is not None:
+        load_dataset("fashion_mnist", arguments.data_dir)
 
 
 def _tasks(arguments: Arguments, names: list[str]) -> Iterator[tuple[str, str, int, Path | None]]:

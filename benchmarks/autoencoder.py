@@ -9,7 +9,6 @@ error of honest updates, the median log-ratio to the typical error, and millisec
 amortised.
 """
 
-import csv
 import statistics
 import time
 from collections import defaultdict
@@ -24,6 +23,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from fl_core import Federation, Scenario, configure
+from fl_core.files import write_csv
 
 COLUMNS = ("alpha", "rounds", "auroc_in_round", "auroc_pooled", "honest_error", "log_ratio", "ms", "refresh_ms_a_round")
 _WINDOW = 20
@@ -63,11 +63,7 @@ def main(arguments: Arguments) -> None:
             for round_, scored in enumerate(run(seed, alpha, arguments.rounds)):
                 windows[round_ // _WINDOW].append(scored)
         rows += [_row(alpha, window, scored, arguments) for window, scored in windows.items()]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
+    write_csv(arguments.out, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
     table = Table(*COLUMNS, title=f"digits, 10 honest clients, {arguments.seeds} seeds, one thread")
     for row in rows:
         table.add_row(*(f"{cell:.3g}" if isinstance(cell, float) else cell for cell in row))

@@ -10,7 +10,6 @@ data over the last three of 20 rounds, mean over the federations. A policy's row
 as soon as it has been run. No test data and no held-out attack: what is chosen here may be reported elsewhere.
 """
 
-import csv
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Annotated
 
 import torch
 import tyro
+from appended import ORIGIN, append, check_header, origin
 from torch import Tensor
 
 from agents.evaluation.policies import rule_or_policy
@@ -33,7 +33,7 @@ from fl_core.registry import check_known
 from optigrad_env.registration import ENVIRONMENTS
 from optigrad_env.scenarios import EVALUATION_SPLIT
 
-COLUMNS = ("policy", "trigger", "alpha", "success", "accuracy", "seeds", "first_seed", "env_id")
+COLUMNS = ("policy", "trigger", "alpha", "success", "accuracy", "seeds", "first_seed", "env_id", "num_clients", *ORIGIN)
 ROUNDS, FINAL_ROUNDS, FRACTION = 20, 3, 0.3
 LIGHT, DARK = 1.8, -1.0
 NONE = "none"
@@ -120,6 +120,7 @@ def check(arguments: Arguments) -> None:
     for label in arguments.policies:
         if isinstance(rule_or_policy(label), ReferenceRule):
             raise ValueError(f"{label} must be told who is malicious, and is no defence; leave it out")
+    check_header(arguments.out, COLUMNS)
 
 
 @torch.no_grad()
@@ -144,7 +145,7 @@ def figures(arguments: Arguments, label: str, trigger: str, alpha: float, seed: 
 def main(arguments: Arguments) -> None:
     """Runs policy after policy; prints and appends to the file a line for each trigger and α."""
     check(arguments)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    origins = {label: origin(label) for label in arguments.policies}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -156,20 +157,9 @@ def main(arguments: Arguments) -> None:
                 success, accuracy = (fmean(values) for values in zip(*(run.result() for run in runs), strict=True))
                 shown = "" if trigger == NONE else round(success, 1)
                 told = (shown, round(accuracy, 1), arguments.seeds, arguments.first_seed, arguments.env_id)
-                rows.append(dict(zip(COLUMNS, (Path(label).name, trigger, alpha, *told), strict=True)))
-            append(arguments.out, rows)
-
-
-def append(path: Path, rows: list[dict[str, object]]) -> None:
-    """Prints rows and adds them to a file."""
-    fresh = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
-    for row in rows:
-        print(row, flush=True)
+                whose = (arguments.num_clients, *origins[label])
+                rows.append(dict(zip(COLUMNS, (Path(label).name, trigger, alpha, *told, *whose), strict=True)))
+            append(arguments.out, rows, COLUMNS)
 
 
 if __name__ == "__main__":

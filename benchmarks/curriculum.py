@@ -11,7 +11,6 @@ test data are touched. Rows are written as they are done. Writes results/curricu
 """
 
 import copy
-import csv
 import statistics
 import time
 from collections.abc import Iterator
@@ -29,9 +28,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import FixedScenarioEvaluation
 from agents.environments import base_env, make_env
+from agents.playing import greedy
 from agents.trust_net import TrustNet
 from agents.warm_start import WarmStart, warm_start
-from optigrad_env.observation import SCORE_SCALE
+from fl_core.files import write_csv
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 from optigrad_env.wrappers import RoundRecorder
 
@@ -61,15 +61,10 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Measures, writes the rows as they come, prints both tables."""
     torch.set_num_threads(1)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = []
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in measure(arguments):
-            writer.writerow(row)
-            file.flush()
-            rows.append(row)
+    rows: list[dict[str, Any]] = []
+    for row in measure(arguments):
+        rows.append(row)
+        write_csv(arguments.out, rows)
     console = Console(width=110)
     console.print(speed_table(rows))
     console.print(transfer_table(rows))
@@ -119,18 +114,15 @@ def train(policy: TrustNet, env_id: str, rounds: int, seed: int) -> float:
     return time.perf_counter() - started
 
 
-@torch.no_grad()
 def score(policy: TrustNet, episodes: int) -> tuple[float, float]:
     """Mean oracle gap of a round in nats, and final validation accuracy, on digits' fixed validation scenarios."""
     env: gym.Env[Any, Any] = make_env(TARGET, split_seed=EVALUATION_SPLIT)
-    rewards, accuracies = [], []
+    act, rewards, accuracies = greedy(policy), [], []
     for i in range(episodes):
         observation, info = env.reset(seed=FixedScenarioEvaluation.SEED + i)
         done = False
         while not done:
-            trust, _ = policy.score_and_value(torch.from_numpy(observation))
-            action = (trust / SCORE_SCALE).clamp(-1, 1).numpy()
-            observation, reward, terminated, truncated, info = env.step(action)
+            observation, reward, terminated, truncated, info = env.step(act(observation))
             rewards.append(float(reward))
             done = terminated or truncated
         accuracies.append(info["validation_accuracy"])

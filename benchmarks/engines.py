@@ -7,7 +7,6 @@ machine may be shared and noisy, so ratios within a run mean more than milliseco
 results/engines.csv. The native engine is timed with each kind of kernels that the processor has.
 """
 
-import csv
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from fl_core.files import write_csv
 from fl_core.models import ParameterLayout
 from fl_core.models.networks import small_cnn
 from fl_core.training import Engine, make_engine, make_objective, native
@@ -81,11 +81,7 @@ def main(arguments: Arguments) -> None:
         for what, times in measure(work, turns).items():
             base = statistics.median(times["sequential"])
             rows += [_row(what, engine, statistics.median(values), base) for engine, values in times.items()]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
     table = Table(title="one thread, medians")
     for column in ("work", "engine", "ms", "relative to sequential"):
         table.add_column(column, justify="right" if column in ("ms", "relative to sequential") else "left")

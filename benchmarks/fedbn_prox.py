@@ -29,10 +29,10 @@ from tqdm import tqdm
 
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
+from fl_core.files import write_csv
 from fl_core.training import objective_names
 
 FIGURES = ("global_accuracy", "personalised_accuracy", "worst_client_accuracy")
-COLUMNS = ("setting", "objective", "mu", "seed", "rounds_to_accuracy", *FIGURES)
 FINAL_ROUNDS = 3
 
 
@@ -99,23 +99,18 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Runs what is missing, prints the table, draws the picture."""
     cells = list(product(arguments.settings, range(arguments.seeds), objective_names()))
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    rows = read(arguments.out)
+    rows: list[dict[str, Any]] = [*read(arguments.out)]
     others = {float(row["mu"]) for row in rows} - {0.0, arguments.mu}
     if others:
         raise SystemExit(f"{arguments.out} has rows with mu {others.pop()}, not {arguments.mu}; give another --out")
     known = {(row["setting"], row["objective"], row["seed"]) for row in rows}
     missing = [cell for cell in cells if (cell[0], cell[2], str(cell[1])) not in known]
-    with arguments.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if not rows:
-            writer.writeheader()
-        for row in tqdm(run_all(missing, arguments), total=len(missing), desc="runs"):
-            writer.writerow(row)
-            file.flush()
-    rows = read(arguments.out)
-    Console(width=140).print(to_table(rows))
-    draw(rows, arguments.out.with_suffix(".png"))
+    for row in tqdm(run_all(missing, arguments), total=len(missing), desc="runs"):
+        rows.append(row)
+        write_csv(arguments.out, rows)
+    written = read(arguments.out)
+    Console(width=140).print(to_table(written))
+    draw(written, arguments.out.with_suffix(".png"))
 
 
 def run_all(cells: list[tuple[str, int, str]], arguments: Arguments) -> Iterator[dict[str, Any]]:

@@ -8,7 +8,6 @@ may be shared and noisy, so ratios within a run mean more than milliseconds acro
 the ratios of the whole fingerprint to that line in the same repetition. Writes results/fingerprint.csv.
 """
 
-import csv
 import os
 import statistics
 import time
@@ -27,6 +26,7 @@ from torch import Tensor
 
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import ServerView, make_rule
+from fl_core.files import write_csv
 from fl_core.fingerprint import CoalitionGame, Fingerprinter, HonestSimulator, UpdateAutoencoder, geometry
 from fl_core.randomness import Streams
 from fl_core.training import LocalTraining, make_objective
@@ -178,11 +178,7 @@ def _timed(
 
 
 def _write(out: Path, rows: list[Row]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out, rows)
     table = Table(*COLUMNS, title="one thread, medians; relative: the whole fingerprint's time to this line's")
     for row in rows:
         numbers = f"{row['milliseconds']:.3f}", f"{row['relative']:.2f}x"

@@ -10,7 +10,6 @@ at a time, is lifted for it. Writes results/gpu.csv with the name of the GPU; wh
 nothing.
 """
 
-import csv
 import platform
 import statistics
 import sys
@@ -30,6 +29,7 @@ from rich.table import Table
 from fl_core import Federation, Scenario, configure
 from fl_core import federation as federation_module
 from fl_core.device import check_device
+from fl_core.files import write_csv
 from fl_core.training import stacked
 from optigrad_env import OptiGradEnv
 from optigrad_env.registration import ENVIRONMENTS
@@ -70,14 +70,11 @@ def main(arguments: Arguments) -> None:
     if device.type == "cpu":
         sys.exit("nothing measured: this times a GPU; benchmarks/round.py times the CPU")
     table = Table(*COLUMNS, title="medians")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for row in measured(arguments, device):
-            writer.writerow(row)
-            file.flush()
-            table.add_row(*(str(row[column]) for column in COLUMNS))
+    rows: list[dict[str, Any]] = []
+    for row in measured(arguments, device):
+        rows.append(row)
+        write_csv(arguments.out, rows)
+        table.add_row(*(str(row[column]) for column in COLUMNS))
     Console(width=160).print(table)
     print(f"written to {arguments.out}")
 

@@ -6,7 +6,6 @@ Ten clients, 600 samples a client and round, `small_cnn`. Step sizes were chosen
 printed after every fifth round and is that of the last round in the table. Writes results/learning.csv as it goes.
 """
 
-import csv
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,9 @@ from rich.table import Table
 
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
+from fl_core.data import load_dataset
+from fl_core.files import write_csv
+from fl_core.registry import check_known
 
 COLUMNS = ("dataset", "round", "test_accuracy", "test_loss", "seconds")
 
@@ -50,23 +52,27 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Runs every data set and prints the table."""
+    check(arguments)
     torch.set_num_threads(1)
     table = Table(title=f"FedAvg, IID, 10 clients x 600 samples a round, {arguments.rounds} rounds")
     for column in ("data set", "test accuracy", "expected", "s a round"):
         table.add_column(column, justify="left" if column == "data set" else "right")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for name in arguments.datasets:
-            row: dict[str, Any] = {}
-            for row in learn(name, arguments):
-                writer.writerow(row)
-                file.flush()
-                print(row, flush=True)
-            seconds = f"{row['seconds'] / arguments.rounds:.2f}"
-            table.add_row(name, f"{row['test_accuracy']:.1%}", f"{_EXPECTED[name]:.0%}", seconds)
+    rows: list[dict[str, Any]] = []
+    for name in arguments.datasets:
+        for row in learn(name, arguments):
+            rows.append(row)
+            write_csv(arguments.out, rows)
+            print(row, flush=True)
+        seconds = f"{rows[-1]['seconds'] / arguments.rounds:.2f}"
+        table.add_row(name, f"{rows[-1]['test_accuracy']:.1%}", f"{_EXPECTED[name]:.0%}", seconds)
     Console(width=100).print(table)
+
+
+def check(arguments: Arguments) -> None:
+    """Raises a ValueError for what would otherwise stop the run when its first rows have replaced earlier ones."""
+    check_known("data set", arguments.datasets, _SETTINGS)
+    for name in arguments.datasets:
+        load_dataset(name, arguments.data_dir)
 
 
 def learn(name: str, arguments: Arguments) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,6 @@ set it furthest back along that mean. A policy's rows are written as soon as it 
 held-out attack: what is chosen here may be reported elsewhere.
 """
 
-import csv
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -25,6 +24,7 @@ from typing import Annotated, ClassVar
 
 import torch
 import tyro
+from appended import ORIGIN, append, check_header, origin
 from torch import Tensor
 
 from agents.evaluation.policies import rule_or_policy
@@ -39,7 +39,7 @@ from optigrad_env.scenarios import EVALUATION_SPLIT, TRAIN_ATTACKS
 
 COLUMNS = (
     *("policy", "alpha", "malicious_fraction", "mean_regret", "worst_regret", "mean_regret_anchored"),
-    *("worst_below_root", "seeds", "env_id", "strengths", "attacks", "validation"),
+    *("worst_below_root", "seeds", "env_id", "strengths", "attacks", "validation", "num_clients", *ORIGIN),
 )
 STRENGTH = {"scaling": "factor", "partial_scaling": "factor", "sign_flip": "scale", "gaussian_noise": "factor"}
 ROUNDS, FINAL_ROUNDS = 20, 3
@@ -123,6 +123,7 @@ def check(arguments: Arguments) -> None:
     check_known("form", arguments.forms, FORMS)
     for label in arguments.policies:
         rule_or_policy(label)
+    check_header(arguments.out, COLUMNS)
 
 
 def usual_strength(attack: str) -> float:
@@ -171,6 +172,7 @@ def accuracy(arguments: Arguments, label: str, scenario: Scenario, seed: int) ->
 def main(arguments: Arguments) -> None:
     """Runs policy after policy; prints and appends to the file a line for each α and fraction."""
     check(arguments)
+    origins = {label: origin(label) for label in arguments.policies}
     scenarios = [
         (alpha, fraction, Scenario(name, fraction, alpha, 0, options))
         for alpha, fraction in product(arguments.alphas, arguments.fractions)
@@ -195,11 +197,18 @@ def main(arguments: Arguments) -> None:
             reached: dict[tuple[float, float], list[float]] = {}
             for (*key, _), value in zip(scenarios, means(label, [one for *_, one in scenarios]), strict=True):
                 reached.setdefault((key[0], key[1]), []).append(value)
-            append(arguments, [row(arguments, label, key, values, reference[key]) for key, values in reached.items()])
+            found = reached.items()
+            rows = [row(arguments, label, key, values, reference[key], origins[label]) for key, values in found]
+            append(arguments.out, rows, COLUMNS)
 
 
 def row(
-    arguments: Arguments, label: str, key: tuple[float, float], values: list[float], reference: list[float]
+    arguments: Arguments,
+    label: str,
+    key: tuple[float, float],
+    values: list[float],
+    reference: list[float],
+    source: tuple[str, str],
 ) -> dict[str, object]:
     """A line of the file, from the accuracies under each attack and those of the references."""
     oracle, anchored, root_only = reference
@@ -212,21 +221,9 @@ def row(
     some = [*(arguments.forms if arguments.forms != FORMS else ())]
     some += arguments.attacks if arguments.attacks != TRAIN_ATTACKS else ()
     under_attack = (" ".join(arguments.strengths), " ".join(some)) if key[1] else ("", "")
-    told = (arguments.seeds, arguments.env_id, *under_attack, arguments.validation or "")
-    columns = (Path(label).name, *key, *(round(figure, 2) for figure in figures), *told)
+    told = (arguments.seeds, arguments.env_id, *under_attack, arguments.validation or "", arguments.num_clients)
+    columns = (Path(label).name, *key, *(round(figure, 2) for figure in figures), *told, *source)
     return dict(zip(COLUMNS, columns, strict=True))
-
-
-def append(arguments: Arguments, rows: list[dict[str, object]]) -> None:
-    """Prints rows and adds them to the file."""
-    fresh = not arguments.out.exists()
-    with arguments.out.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        if fresh:
-            writer.writeheader()
-        writer.writerows(rows)
-    for one in rows:
-        print(one, flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ A full round is local training of all clients and the server, the attack, the si
 evaluation on validation data. Prints time and peak memory of the process; writes results/memory.csv.
 """
 
-import csv
 import resource
 import time
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import tyro
 
 from fl_core import Federation, Scenario, configure
 from fl_core.aggregation import make_rule
+from fl_core.files import write_csv
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,7 @@ def main(arguments: Arguments) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "peak_gib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
     }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(row))
-        writer.writeheader()
-        writer.writerow(row)
+    write_csv(arguments.out, [row])
     print(row)
 
 

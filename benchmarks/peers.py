@@ -9,7 +9,6 @@ Network, number of clients, batches and steps are the same for all; made-up 28x2
 medians. ByzFL is timed with its own clients and its own ``Average``. Writes results/peers.csv.
 """
 
-import csv
 import importlib
 import importlib.util
 import statistics
@@ -29,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from fl_core.data.vision import import_torchvision
+from fl_core.files import write_csv
 from fl_core.models import ParameterLayout, make_network
 from fl_core.training import make_engine, make_objective
 
@@ -83,11 +83,7 @@ def main(arguments: Arguments) -> None:
         }
         for name, values in times.items()
     ]
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
     table = Table("who", "ms a round", "times as fast as the loop")
     for row in rows:
         table.add_row(str(row["who"]), str(row["milliseconds"]), str(row["times_as_fast"]))

@@ -4,18 +4,17 @@
     python benchmarks/round.py --data-dir DIR       # and Fashion-MNIST, 600 samples a client and round
 
 Every figure is a median over rounds of one interleaved run on one thread: the machine may be shared and noisy, so
-ratios within a run mean more than milliseconds across runs. Writes results/round.csv.
+ratios within a run mean more than milliseconds across runs. ``peak_gib`` is the most that the process held in a call,
+with all that stays in memory between calls; empty where the system does not tell. Writes results/round.csv.
 """
 
-import csv
-import resource
 import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,9 +22,11 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from agents.evaluation.stopwatch import reset_peak, resident
 from fl_core import Federation, Round, Scenario, configure
 from fl_core.aggregation import make_rule
 from fl_core.attacks import AdversaryView
+from fl_core.files import write_csv
 from fl_core.fingerprint import geometry
 from optigrad_env import OptiGradEnv
 from optigrad_env.registration import ENVIRONMENTS
@@ -58,6 +59,14 @@ SIZES = (
     Size("28x28", 1000, 2, ("native",)),
 )
 COLUMNS = ("images", "clients", "what", "part", "milliseconds", "relative", "peak_gib")
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    """Of one call: seconds, and the most bytes that the process held; ``None`` where the system does not tell."""
+
+    seconds: float
+    peak: int | None
 
 
 @dataclass(frozen=True)
@@ -71,26 +80,23 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Times everything, prints the tables, writes the file."""
+    """Times everything, writes the file after each size, prints the table."""
+    # Its files are read later: in memory they would count in the peaks of the small images.
+    if arguments.data_dir is not None and not arguments.data_dir.is_dir():
+        raise ValueError(f"data_dir must be a directory, and {arguments.data_dir} is none")
     torch.set_num_threads(1)
     table = Table(title="one thread, medians")
     for column in COLUMNS:
         table.add_column(column, justify="left" if column in ("images", "what", "part") else "right")
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for size in SIZES:
-            if size.images == "28x28" and arguments.data_dir is None:
-                continue
-            settings = _settings(size, arguments.data_dir)
-            for row in [*time_training(size, settings), *time_parts(size, settings), *time_steps(size, settings)]:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-                row |= {"images": size.images, "clients": size.clients, "peak_gib": round(peak, 2)}
-                row["milliseconds"] = round(row["milliseconds"], 3)
-                writer.writerow(row)
-                file.flush()
-                table.add_row(*(str(row[column]) for column in COLUMNS))
+    rows: list[dict[str, Any]] = []
+    for size in SIZES:
+        if size.images == "28x28" and arguments.data_dir is None:
+            continue
+        settings = _settings(size, arguments.data_dir)
+        for row in [*time_training(size, settings), *time_parts(size, settings), *time_steps(size, settings)]:
+            rows.append({"images": size.images, "clients": size.clients, **row})
+            table.add_row(*(str(rows[-1][column]) for column in COLUMNS))
+        write_csv(arguments.out, rows)
     Console(width=120).print(table)
 
 
@@ -104,52 +110,46 @@ def _settings(size: Size, data_dir: Path | None) -> dict[str, Any]:
 def time_training(size: Size, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Local training alone, engines taking turns on the same batches."""
     federations = {engine: _federation(settings, engine) for engine in size.engines}
-    times: dict[str, list[float]] = {engine: [] for engine in size.engines}
+    costs: dict[str, list[Cost]] = {engine: [] for engine in size.engines}
     for _ in range(size.rounds):
         for engine, federation in federations.items():
-            times[engine].append(_seconds(federation.local_round))
-    base = times.get("sequential")
-    return [
-        _row(
-            "local round",
-            engine,
-            values,
-            f"{statistics.median(a / b for a, b in zip(base, values, strict=True)):.1f}x sequential" if base else "",
-        )
-        for engine, values in times.items()
-    ]
+            costs[engine].append(_cost(federation.local_round))
+    base = costs.get("sequential")
+
+    def relative(own: list[Cost]) -> str:
+        if base is None:
+            return ""
+        ratio = statistics.median(a.seconds / b.seconds for a, b in zip(base, own, strict=True))
+        return f"{ratio:.1f}x sequential"
+
+    return [_row("local round", engine, own, relative(own)) for engine, own in costs.items()]
 
 
 def time_parts(size: Size, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """Shares of a round with the fastest engine: training, attack, each feature, aggregation, evaluation."""
     federation = _federation(settings, "auto")
     rule = make_rule("shapley")
-    times: dict[str, list[float]] = defaultdict(list)
+    costs: dict[str, list[Cost]] = defaultdict(list)
     federation.local_round().view.fingerprint  # noqa: B018  (the autoencoder is trained when first asked for)
     for _ in range(size.rounds):
         quiet = federation.attack
-        started = time.perf_counter()
-        round_ = federation.local_round()
-        whole = time.perf_counter() - started
+        round_, whole = _measured(federation.local_round)
         adversary = AdversaryView(torch.Generator().manual_seed(0))
-        attack = _seconds(lambda: quiet(round_.view.updates, round_.malicious, adversary))  # noqa: B023
-        times["training"].append(whole - attack)
-        times["attack"].append(attack)
+        attack = _cost(lambda: quiet(round_.view.updates, round_.malicious, adversary))  # noqa: B023
+        costs["training"].append(whole._replace(seconds=whole.seconds - attack.seconds))
+        costs["attack"].append(attack)
         for feature, compute in _features(federation, round_).items():
-            times[f"feature {feature}"].append(_seconds(compute))
+            costs[f"feature {feature}"].append(_cost(compute))
         # A fresh view, whose fingerprint is not computed yet: what a round really pays for the six features.
-        times["all six features"].append(_seconds(lambda: round_.view.fingerprint))  # noqa: B023
+        costs["all six features"].append(_cost(lambda: round_.view.fingerprint))  # noqa: B023
         aggregate = rule(round_.view)
-        times["aggregation"].append(_seconds(lambda: rule(round_.view)))  # noqa: B023
+        costs["aggregation"].append(_cost(lambda: rule(round_.view)))  # noqa: B023
         candidates = torch.stack([aggregate.update, aggregate.update])
-        times["evaluation"].append(_seconds(lambda: federation.evaluate(candidates, "validation")))  # noqa: B023
+        costs["evaluation"].append(_cost(lambda: federation.evaluate(candidates, "validation")))  # noqa: B023
         federation.apply(aggregate.update)
     parts = ("training", "attack", "all six features", "aggregation", "evaluation")
-    total = sum(statistics.median(times[part]) for part in parts)
-    return [
-        _row("share of a round", part, values, f"{100 * statistics.median(values) / total:.1f} %")
-        for part, values in times.items()
-    ]
+    total = sum(_seconds(costs[part]) for part in parts)
+    return [_row("share of a round", part, own, f"{100 * _seconds(own) / total:.1f} %") for part, own in costs.items()]
 
 
 def time_steps(size: Size, settings: dict[str, Any]) -> list[dict[str, Any]]:
@@ -157,9 +157,9 @@ def time_steps(size: Size, settings: dict[str, Any]) -> list[dict[str, Any]]:
     env = OptiGradEnv(**settings, rounds=size.rounds + 1)
     env.reset(seed=0, options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": None})
     action = np.zeros(size.clients, dtype=np.float32)
-    values = [_seconds(lambda: env.step(action)) for _ in range(size.rounds)]
+    costs = [_cost(lambda: env.step(action)) for _ in range(size.rounds)]
     engine = env.federation.engine.name
-    return [_row("environment step", engine, values, f"{1 / statistics.median(values):.2f} steps/s")]
+    return [_row("environment step", engine, costs, f"{1 / _seconds(costs):.2f} steps/s")]
 
 
 def _features(federation: Federation, round_: Round) -> dict[str, Callable[[], Any]]:
@@ -186,14 +186,30 @@ def _federation(settings: dict[str, Any], engine: str) -> Federation:
     return federation
 
 
-def _seconds(work: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+def _measured(work: Callable[[], T]) -> tuple[T, Cost]:
+    before, started = reset_peak(), time.perf_counter()
+    done = work()
+    seconds = time.perf_counter() - started
+    return done, Cost(seconds, None if before is None else resident("VmHWM"))
 
 
-def _row(what: str, part: str, seconds: list[float], relative: str) -> dict[str, Any]:
-    return {"what": what, "part": part, "milliseconds": 1e3 * statistics.median(seconds), "relative": relative}
+def _cost(work: Callable[[], Any]) -> Cost:
+    return _measured(work)[1]
+
+
+def _seconds(costs: list[Cost]) -> float:
+    return statistics.median(cost.seconds for cost in costs)
+
+
+def _row(what: str, part: str, costs: list[Cost], relative: str) -> dict[str, Any]:
+    peaks = [cost.peak for cost in costs if cost.peak is not None]
+    return {
+        "what": what,
+        "part": part,
+        "milliseconds": round(1e3 * _seconds(costs), 3),
+        "relative": relative,
+        "peak_gib": round(max(peaks) / 2**30, 2) if peaks else "",
+    }
 
 
 if __name__ == "__main__":

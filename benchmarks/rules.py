@@ -10,9 +10,7 @@ held before, in copies of the matrix of updates. ByzFL's NNM gathers n (n − f)
 called once. Writes results/rules.csv.
 """
 
-import csv
 import importlib
-import re
 import statistics
 import sys
 import time
@@ -27,8 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from agents.evaluation.stopwatch import reset_peak, resident
 from fl_core.aggregation import ServerView, make_rule
 from fl_core.data.vision import import_torchvision
+from fl_core.files import write_csv
 
 PATIENCE = 20.0  # seconds of a call beyond which once is enough
 
@@ -62,11 +62,7 @@ def main(arguments: Arguments) -> None:
             continue
         rows += compare(name, our_rule(name, arguments.byzantine), theirs, updates, arguments.repetitions)
         print(*rows[-2].values(), "|", *rows[-1].values(), file=sys.stderr)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(arguments.out, rows)
     table = Table("rule", "who", "ms", "times as fast", "extra memory, matrices")
     for row in rows:
         table.add_row(row["rule"], row["who"], *(str(row[k]) for k in ("milliseconds", "times_as_fast", "matrices")))
@@ -133,25 +129,19 @@ def compare(
             "parameters": updates.shape[1],
             "milliseconds": round(1e3 * statistics.median(times[who]), 1),
             "times_as_fast": round(ratio, 1) if who == "ours" else 1.0,
-            "matrices": round(memory[who] / updates.nbytes, 2),
+            "matrices": "" if held is None else round(held / updates.nbytes, 2),
             "repetitions": len(times[who]),
         }
-        for who in sides
+        for who, held in memory.items()
     ]
 
 
-def peak_memory(rule: Callable[[Tensor], Any], updates: Tensor) -> int:
-    """Bytes that the process held at the peak of a call above what it held before; Linux."""
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
-    before = _status("VmRSS")
+def peak_memory(rule: Callable[[Tensor], Any], updates: Tensor) -> int | None:
+    """Bytes that the process held at the peak of a call above what it held before; ``None`` but on Linux."""
+    before = reset_peak()
     rule(updates)
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> int:
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return 1024 * int(found[1])
+    peak = resident("VmHWM")
+    return None if before is None or peak is None else peak - before
 
 
 if __name__ == "__main__":

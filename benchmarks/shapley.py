@@ -7,7 +7,6 @@ colluding form; root data, initial weights and partition differ. The global mode
 clipped to their median norm. Writes results/shapley.csv.
 """
 
-import csv
 import statistics
 import time
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from fl_core import Federation, Scenario, configure
+from fl_core.files import write_csv
 from fl_core.fingerprint import CoalitionGame, ShapleyEstimator, geometry, make_shapley
 from fl_core.fingerprint.shapley import PermutationShapley
 from fl_core.training import Engine
@@ -166,11 +166,7 @@ def _rows(name: str, results: list[Result]) -> list[list[str | float]]:
 
 
 def _write(out: Path, rows: list[list[str | float]]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(rows)
+    write_csv(out, [dict(zip(COLUMNS, row, strict=True)) for row in rows])
     table = Table(*COLUMNS, title="10 clients, 3 attackers, one thread")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))

@@ -48,7 +48,8 @@ def figures(weights: NDArray[np.float64], corrupted: NDArray[np.bool_]) -> dict[
 
     Returns:
         ``rank_correlation``: Spearman's of the clients' weights in a round and the next; NaN where all are equal.
-        ``change``: mean absolute change of a client's weight from a round to the next, in units of the mean weight.
+        ``change``: mean absolute change of a client's weight from a round to the next, in units of the mean weight;
+        NaN where no client ever has one.
         ``auroc_first``, ``auroc_last``, ``honest_share_first``, ``honest_share_last``: means over the first and last
         five rounds, or the first and the second half of fewer than ten.
     """
@@ -56,10 +57,9 @@ def figures(weights: NDArray[np.float64], corrupted: NDArray[np.bool_]) -> dict[
     numbers = np.flatnonzero(judged & attacked if attacked.any() else judged)
     following = [(weights[i], weights[j]) for i, j in itertools.pairwise(numbers) if j == i + 1]
     told = [spearmanr(a, b).statistic for a, b in following if np.ptp(a) > 0 and np.ptp(b) > 0]
-    found = {
-        "rank_correlation": _mean(told),
-        "change": _mean([float(np.abs(b - a).mean()) for a, b in following]) / float(weights[numbers].mean()),
-    }
+    change = _mean([float(np.abs(b - a).mean()) for a, b in following])
+    usual = float(weights[numbers].mean()) if len(numbers) else 0.0
+    found = {"rank_correlation": _mean(told), "change": change / usual if usual else float("nan")}
     ends = min(ENDS, len(numbers) // 2)
     for name, part in (("first", numbers[:ends]), ("last", numbers[len(numbers) - ends :])):
         rounds = [(w, c) for w, c in zip(weights[part], corrupted[part], strict=True) if c.any() and not c.all()]

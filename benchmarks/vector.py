@@ -8,7 +8,6 @@ the turns: the machine may be shared and noisy, so ratios within a run mean more
 Writes results/vector.csv.
 """
 
-import csv
 import statistics
 import time
 from collections import defaultdict
@@ -25,6 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.environments import make_training_envs
 from fl_core import Federation, configure
+from fl_core.files import write_csv
 
 
 @dataclass(frozen=True)
@@ -122,11 +122,7 @@ def time_turns(opened: dict[tuple[int, int], VecEnv], turns: int, steps: int) ->
 
 def write(rows: list[dict[str, Any]], out: Path) -> None:
     """The table, as a file and on the screen."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out, rows)
     table = Table(title="digits, medians")
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="right")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fl_core import Federation, Round, Scenario, checkpoint, configure, settings_of
-from fl_core.aggregation import Aggregate, CompanyMemory, GivenTrust
+from fl_core.aggregation import Aggregate, GivenTrust, SimilarityMemory
 from fl_core.attacks import RULE_NEEDED, Knowledge
 from fl_core.registry import check_known, check_types
 from optigrad_env import rendering
@@ -169,7 +169,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))
         self._aggregate: Aggregate | None = None
-        self._company = CompanyMemory()
+        self._similarity = SimilarityMemory()
         self._history = History([self._accuracy], [self._features(self._round)])
         return self._observation(self._round), self._info(self._round)
 
@@ -179,7 +179,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         if self.federation.round >= self.rounds:
             raise ResetNeeded(f"the episode ended after {self.rounds} rounds; call reset()")
         trust = trust_of_action(action, self._num_clients)[ended.participants]
-        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self._company)(ended.view)
+        self._aggregate = GivenTrust(trust, self.federation.config.weighting, self._similarity)(ended.view)
         loss_before = self._loss
         honest_loss, honest_accuracy = self._measure(torch.stack([self._aggregate.update, self.honest_mean()]))
         self.federation.apply(self._aggregate.update)
@@ -258,7 +258,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
             "np_random_seed": self.np_random_seed,
             "scores": (self._loss, self._accuracy),
             "aggregate": None if self._aggregate is None else vars(self._aggregate).copy(),
-            "company": copy.deepcopy(self._company),
+            "similarity": copy.deepcopy(self._similarity),
             "history": self._history.copy(),
         }
 
@@ -275,7 +275,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._np_random_seed = state["np_random_seed"]
         self._loss, self._accuracy = state["scores"]
         self._aggregate = None if state["aggregate"] is None else Aggregate(**state["aggregate"])
-        self._company = copy.deepcopy(state["company"])
+        self._similarity = copy.deepcopy(state["similarity"])
         self._history = state["history"].copy()
 
     def _settings(self) -> dict[str, Any]:
@@ -382,7 +382,7 @@ _OF_THE_ID = {
     *("dataset", "dataset_options", "network", "network_options"),
     *("loss", "local_steps", "batch_size", "learning_rate", "engine"),
 }
-_STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "company", "history")
+_STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "similarity", "history")
 _FIXED = (
     "the number of clients and their participation can vary only where the observation has a mask, as in "
     "OptiGrad/DigitsMasked-v0; got {}"

@@ -34,8 +34,8 @@ class RecordedRound:
         server_local: (L,) float32, the server's BatchNorm.
         honest: (P,) float32, plain mean of the honest clients' updates.
         present: (N,) bool, who takes part; where clients can be absent, they have rows of zeros and count as rejected.
-        voices: (N,) float32, what each client's trust is multiplied by before it is weighed: 1 where the environment
-            does not count company; 0 for absent clients.
+        discount: (N,) float32, what each client's trust is multiplied by before it is weighed: 1 where the environment
+            does not discount sybils; 0 for absent clients.
     """
 
     observation: Tensor
@@ -47,7 +47,7 @@ class RecordedRound:
     server_local: Tensor
     honest: Tensor
     present: Tensor
-    voices: Tensor
+    discount: Tensor
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As arrays: between processes torch sends every tensor as an open file, and a recording is thousands of them.
@@ -70,7 +70,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
         power = federated(env).federation.config.weighting.sybil_power
         if power:
             raise ValueError(
-                f"with sybil_power={power:g} a client's voice is also of the trust that was given in earlier rounds, "
+                f"with sybil_power={power:g} a client's discount is also of the trust that it had in earlier rounds, "
                 "which a recorded round does not hold: record with sybil_power=0; a policy can be deployed with it"
             )
         super().__init__(env)
@@ -84,10 +84,10 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
         assert view.global_model is not None
         assert view.server_local is not None
         weighting = env.federation.config.weighting
-        updates, voices = torch.zeros_like(view.updates), torch.ones(len(view.updates), device=view.updates.device)
+        updates, discount = torch.zeros_like(view.updates), torch.ones(len(view.updates), device=view.updates.device)
         if len(view.accepted):
             updates[~view.rejected] = weighting.clip(view.accepted, view.reference)
-            voices[~view.rejected] = weighting.voices(view.accepted)
+            discount[~view.rejected] = weighting.discount(view.accepted)
         recorded = (
             env.of_clients(view.fingerprint.observation),
             env.of_clients(round_.corrupted),
@@ -98,7 +98,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
             view.server_local,
             env.honest_mean(),
             env.of_clients(torch.ones_like(view.rejected)),
-            env.of_clients(voices),
+            env.of_clients(discount),
         )
         return RecordedRound(*(tensor.cpu() for tensor in recorded))
 

@@ -1,6 +1,7 @@
 """The benchmark command: called as a function on a grid of a few rounds, and as a process that is killed."""
 
 import csv
+import errno
 import json
 import random
 import re
@@ -17,6 +18,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+import tyro
 
 import evaluate
 from agents.deployed import save_policy
@@ -24,6 +26,7 @@ from agents.evaluation import benchmark as benchmark_module
 from agents.evaluation import cells as cells_module
 from agents.evaluation import provenance as provenance_module
 from agents.evaluation.cells import CellResult
+from agents.evaluation.configuration import make_grid
 from agents.evaluation.execution import run_grid
 from agents.trust_net import TrustNet
 from evaluate import Arguments, main
@@ -418,3 +421,64 @@ def test_an_unknown_cell_is_refused_before_anything_is_run(arguments: Arguments)
     with pytest.raises(ValueError, match="unknown cell 'typo'; there are: OptiGrad"):
         main(replace(arguments, cell="typo"))
     assert not arguments.out.exists()
+
+
+def test_what_overwrote_results_is_not_to_be_said_again(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: Any, **named: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark_module, "run_grid", interrupted)
+    for overwrite, again in ((True, "the same command without --overwrite continues"), (False, "the same command con")):
+        assert main(replace(arguments, overwrite=overwrite)) == 130
+        assert f"the cells so far are in {arguments.out}; {again}" in capsys.readouterr().out
+    monkeypatch.setattr(evaluate, "estimate_seconds", interrupted)  # also before the first cell
+    assert main(arguments) == 130
+
+
+def test_a_run_that_fails_is_told_at_once_and_stays_known_when_the_rest_is_broken_off(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_then_stops(grid: Any, cells: Any, **named: Any) -> Iterator[CellResult]:
+        first = next(iter(run_grid(grid, cells[:1])))
+        yield replace(first, failures=[cells_module.failure(first.cell, "krum", ValueError("no reason"))])
+        assert "failed: krum in" in capsys.readouterr().err
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark_module, "run_grid", fails_then_stops)
+    assert main(arguments) == 130
+    (told,) = strict_json(arguments.out / "failures.json")["failures"]
+    assert told["rule"] == "krum"
+
+
+def test_a_number_of_attackers_beyond_a_rules_bound_is_refused_before_anything_runs(arguments: Arguments) -> None:
+    with pytest.raises(ValueError, match=r"rule 'bulyan' with 5 clients: .*4f \+ 3"):
+        main(replace(arguments, rules=("fedavg", "bulyan"), num_byzantine=2))
+    assert not arguments.out.exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "features", "controls"),
+    [([], False, True), (["--features"], True, True), (["--no-controls"], False, False), (["--controls"], False, True)],
+)
+def test_a_switch_that_is_said_wins_over_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], features: bool, controls: bool
+) -> None:
+    file = tmp_path / "grid.yml"
+    file.write_text("{controls: true, features: false, rules: [fedavg], env_id: [OptiGrad/Softmax-v0]}")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--config", str(file), *flags])
+    grid = make_grid(*evaluate._layers(tyro.cli(Arguments)))
+    assert (grid.features, grid.controls) == (features, controls)
+
+
+def test_a_disk_that_is_full_when_the_report_is_written_is_one_line(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+    monkeypatch.setattr(evaluate, "main", full)
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    with pytest.raises(SystemExit, match=r"evaluate: report\.html cannot be read or written: No space left on device"):
+        evaluate.cli()

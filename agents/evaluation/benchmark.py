@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from agents.evaluation.results import ResultsDirectory
 from fl_core.files import write_json
 
 # What a report says of a run before the last one.
-_RUN = ("command", "revision", "versions", "python", "machine", "processor")
+_RUN = ("command", "revision", "versions", "python", "machine", "processor", "engines")
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,16 @@ class Benchmark:
         if missing:
             self._record(directory.count())
         failures: list[Failure] = []
-        for result in run_grid(self.grid, missing, workers=workers, ray=ray, known=dict(directory.known())):
-            directory.add(result)
-            failures += result.failures
-            on_cell(result)
+        try:
+            for result in run_grid(self.grid, missing, workers=workers, ray=ray, known=dict(directory.known())):
+                directory.add(result)
+                failures += result.failures
+                on_cell(result)
+        except BaseException:
+            if failures:
+                with suppress(OSError):  # the error that broke the run off is the one to tell
+                    directory.note(failures)
+            raise
         directory.finish(failures)
         return failures
 

@@ -51,7 +51,7 @@ class ShuffledFeatures(Rule):
         generator = np.random.default_rng([self.seed, view.round])
         # The cached property's own place: the view computes its fingerprint only if nobody has put one there.
         seen.__dict__["fingerprint"] = _permuted(view.fingerprint, ~view.rejected, generator)
-        return self.rule.weighting(view, self.rule.trust(seen), self.rule.company)
+        return self.rule.weighting(view, self.rule.trust(seen), self.rule.similarity)
 
 
 def _permuted(fingerprint: Fingerprint, accepted: torch.Tensor, generator: np.random.Generator) -> Fingerprint:

@@ -4,11 +4,16 @@ import csv
 import io
 import os
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
 
 from agents.evaluation.figures_of_merit import KEY
 from agents.evaluation.grid import Cell
@@ -106,9 +111,15 @@ class Table:
 
 
 def whole_rows(path: Path) -> tuple[list[str], list[dict[str, str]], int]:
-    """A table's header, its rows, and how many of them were damaged and left out: the last, say, of a full disk."""
+    """A table's header, its rows, and how many of them were damaged and left out: the last, say, of a full disk.
+
+    Raises:
+        ResultsError: There is no header.
+    """
     whole, _, tail = path.read_bytes().rpartition(b"\n")
-    header, *lines = csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))
+    header, *lines = [*csv.reader(io.StringIO(whole.decode(errors="replace"), newline=""))] or [[]]
+    if not header:
+        raise ResultsError(f"{path} is empty, not even a header is left; remove it, or give --overwrite")
     rows = [dict(zip(header, line, strict=True)) for line in lines if len(line) == len(header)]
     return header, rows, len(lines) - len(rows) + bool(tail)
 
@@ -122,6 +133,15 @@ def cell_key(cell: Cell) -> CellKey:
 def curves_name(cell: Cell) -> str:
     """Name of the file of a cell's curves."""
     return f"{cell.name}.npz"
+
+
+def read_curves(path: Path) -> dict[str, NDArray[Any]] | None:
+    """All arrays of a file of curves; ``None`` if it is not there or damaged, by a copy that was broken off, say."""
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, BadZipFile, zlib.error):
+        return None
 
 
 def key_of(row: Mapping[str, str]) -> CellKey:

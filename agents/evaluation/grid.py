@@ -7,12 +7,15 @@ from functools import cached_property, lru_cache
 from itertools import product
 from typing import Any
 
+import torch
+
 from agents.environments import base_env, make_env
 from agents.evaluation.contestants import Contestant, contestants
 from agents.evaluation.heterogeneity import parse_heterogeneity
 from agents.evaluation.options import parse_options
 from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
+from fl_core.aggregation import ServerView, takes_num_byzantine
 from fl_core.config import FederationConfig, frozen
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.masked import MaskedOptiGradEnv
@@ -174,6 +177,19 @@ class Grid:
                     f"num_byzantine must be 0 or more and below the {config.num_clients} clients, got "
                     f"{self.num_byzantine}"
                 )
+            self._check_bounds(env_id, config)
+
+    def _check_bounds(self, env_id: str, config: FederationConfig) -> None:
+        """Rules that need the number of attackers say how many they can take when they are first called."""
+        for one in self.contestants(env_id):
+            if one.rule is None or one.control is not None or not takes_num_byzantine(one.rule):
+                continue
+            made = one.make(config)
+            if not made.needs_root:
+                try:
+                    made(ServerView(torch.eye(config.num_clients)))
+                except ValueError as error:
+                    raise ValueError(f"rule {one.rule!r} with {config.num_clients} clients: {error}") from error
 
     def cells(self) -> list[Cell]:
         """Every scenario with every seed, in the order of results.csv.

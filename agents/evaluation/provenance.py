@@ -12,7 +12,9 @@ from typing import Any
 
 from agents.deployed import PRETRAINED
 from agents.evaluation.grid import Grid
+from fl_core import Federation
 from fl_core.data import load_dataset
+from fl_core.training import native
 
 _PACKAGES = ("optigradtrust", "torch", "numpy", "scipy", "scikit-learn", "gymnasium", "stable-baselines3")
 
@@ -31,6 +33,7 @@ def provenance(grid: Grid, command: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
+        "engines": _engines(grid),
         "seeds": list(grid.seeds),
         "policies": policies(grid),
     }
@@ -85,6 +88,17 @@ def _processor() -> str:
         if found:
             return found.group(1)
     return platform.processor() or platform.machine()
+
+
+def _engines(grid: Grid) -> dict[str, str]:
+    """By environment the training engine that ``auto`` stands for here, the native one with its kernels and library."""
+    found = {}
+    for env_id in dict.fromkeys(grid.env_ids):
+        name = Federation(grid.config(env_id)).engine.name
+        if name == "native":
+            name += f", {native.instruction_set()}, {native.checksum()[:12]}"
+        found[env_id] = name
+    return found
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -41,6 +41,8 @@ from agents.evaluation.files import (
     curves_name,
     differences,
     key_of,
+    read_curves,
+    whole_rows,
 )
 from agents.evaluation.grid import Cell
 from agents.evaluation.reuse import reusable, reuse_cells, rows_to_reuse
@@ -57,7 +59,7 @@ class ResultsDirectory:
         held_out: By attack whether it is held out in this grid; rows that are there are brought to it, because a policy
             that is added may have seen it.
         overwrite: Delete the results that are there.
-        reuse: Other results directories, whose cells of this grid are taken over if there are none here yet.
+        reuse: Other results directories, whose cells of this grid are taken over if there are no rows here yet.
 
     Attributes:
         assembled: Whether cells were taken over just now.
@@ -86,9 +88,9 @@ class ResultsDirectory:
         self._lock = _locked(path)
         try:
             self.assembled = False
-            fresh = overwrite or not (path / RESULTS).exists()
+            fresh = bool(reuse) and (overwrite or not _has_rows(path / RESULTS))
             # Before anything is deleted: what cannot be reused is an error that costs nothing.
-            taken = (reusable(reuse, path, grid), rows_to_reuse(reuse, expected)) if reuse and fresh else None
+            taken = (reusable(reuse, path, grid), rows_to_reuse(reuse, expected)) if fresh else None
             if overwrite:
                 _clear(path)
             if taken is not None:
@@ -139,12 +141,15 @@ class ResultsDirectory:
             if not there or curves.exists():  # those of a part of the rules would be no help
                 arrays = dict(result.curves)
                 if there:
-                    with np.load(curves) as before:
-                        arrays.update(before)
-                buffer = io.BytesIO()
-                np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-                curves.parent.mkdir(exist_ok=True)
-                write_atomically(curves, buffer.getvalue())
+                    before = read_curves(curves)
+                    arrays = {} if before is None else {**arrays, **before}
+                if arrays:
+                    buffer = io.BytesIO()
+                    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+                    curves.parent.mkdir(exist_ok=True)
+                    write_atomically(curves, buffer.getvalue())
+                else:  # damaged: as if it had been left behind
+                    curves.unlink(missing_ok=True)
         except OSError as error:
             raise ResultsError(f"{self.path / CURVES} cannot be written: {error.strerror}") from error
         self._timings.append([row for row in result.timings if row["rule"] not in there])
@@ -166,6 +171,10 @@ class ResultsDirectory:
 
         for table in (self._results, self._timings):
             table.rewrite(sorted(table.rows, key=order))
+        self.note(failures)
+
+    def note(self, failures: Sequence[Failure]) -> None:
+        """Puts the failures of a run beside the tables, in place of those of the run before."""
         if failures:
             write_json(self.path / FAILURES, {"failures": [asdict(failure) for failure in failures]})
         else:
@@ -229,6 +238,11 @@ class ResultsDirectory:
         """Brings the column ``held_out`` to this grid's."""
         rows = [{**row, "held_out": str(held_out.get(row["attack"], row["held_out"]))} for row in self._results.rows]
         self._results.rewrite(rows)
+
+
+def _has_rows(path: Path) -> bool:
+    """Whether a table is there, and is more than its header."""
+    return path.exists() and bool(whole_rows(path)[1])
 
 
 def _only_more(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -4,10 +4,8 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -24,6 +22,7 @@ from agents.evaluation.files import (
     curves_name,
     differences,
     key_of,
+    read_curves,
     table_lines,
     whole_rows,
 )
@@ -156,13 +155,9 @@ def _curves(paths: Sequence[Path], rules: Sequence[str]) -> bytes | None:
 
     The curves of a part of the rules would be no help.
     """
-    there = [path for path in paths if path.exists()]
-    if len(there) == 1 == len(paths):
-        return there[0].read_bytes()
     arrays: dict[str, Any] = {}
-    for path in reversed(there):
-        with suppress(OSError, ValueError, BadZipFile), path.open("rb") as stream, np.load(stream) as file:
-            arrays.update(file)
+    for path in reversed(paths):
+        arrays |= read_curves(path) or {}
     if not rules or not {f"{rule}/accuracy" for rule in rules} <= set(arrays):
         return None
     buffer = io.BytesIO()

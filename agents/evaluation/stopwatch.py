@@ -47,12 +47,12 @@ class Stopwatch:
     @contextmanager
     def server(self, *, last: bool) -> Iterator[None]:
         """Around the rule; in the last round its peak memory is measured as well."""
-        before = _reset_peak() if last else None
+        before = reset_peak() if last else None
         self._serving, started = True, time.perf_counter()
         yield
         self._serving = False
         self._server.append(time.perf_counter() - started)
-        peak = _resident("VmHWM") if before is not None else None
+        peak = resident("VmHWM") if before is not None else None
         if before is not None and peak is not None:
             self._peak = max(peak - before, 0) / _MIB
 
@@ -94,16 +94,17 @@ class _TimedFingerprinter:
         return getattr(self._inner, name)
 
 
-def _reset_peak() -> int | None:
+def reset_peak() -> int | None:
     """Sets the kernel's high-water mark of this process back to now; resident bytes, or ``None`` where it has none."""
     try:
         _CLEAR.write_text("5")
     except OSError:
         return None
-    return _resident("VmRSS")
+    return resident("VmRSS")
 
 
-def _resident(field: str) -> int | None:
+def resident(field: str) -> int | None:
+    """Bytes of this process, ``"VmRSS"`` now or ``"VmHWM"`` at most; ``None`` where the system does not tell."""
     try:
         found = re.search(rf"^{field}:\s+(\d+) kB", _STATUS.read_text(), re.MULTILINE)
     except OSError:

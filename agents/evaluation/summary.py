@@ -53,7 +53,8 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
         For each rule an ``Estimate`` as a mapping (``value``, ``low``, ``high``, ``seeds``) of every figure of merit,
         the inter-quartile means ``accuracy_iqm``, ``regret_iqm`` and ``normalised_score``, ``regret_by_heterogeneity``,
         the worst scenario beside the mean (``worst_regret``, ``worst_accuracy``, and of attacks with a target
-        ``worst_backdoor``), and medians of the timings.
+        ``worst_backdoor``), and medians of the timings in the same scenarios, NaN where these are of several
+        environments or numbers of clients: see ``costs_by_place``.
     """
     rows = with_attack_impact(rows)
     kinds = heterogeneities_of(rows)
@@ -61,7 +62,10 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
     for rule in dict.fromkeys(row["rule"] for row in rows):
         mine = [row for row in rows if row["rule"] == rule]
         attacked, quiet = [r for r in mine if r["malicious_fraction"]], [r for r in mine if not r["malicious_fraction"]]
-        costs = [row for row in timings if row["rule"] == rule]
+        tasks = {task_of(row) for row in mine}
+        costs = [row for row in timings if row["rule"] == rule and task_of(row) in tasks]
+        if len({_place(row) for row in costs}) > 1:
+            costs = []
         entries.append(
             {
                 "rule": rule,
@@ -83,6 +87,24 @@ def summarise(rows: Sequence[Row], timings: Sequence[Row] = ()) -> list[dict[str
             }
         )
     return sorted(entries, key=_regret_or_last)
+
+
+def costs_by_place(timings: Sequence[Row]) -> list[dict[str, Any]]:
+    """Medians of the timings, one entry a rule, environment and number of clients."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for row in timings:
+        groups.setdefault((row["rule"], *_place(row)), []).append(row)
+    return [
+        {
+            **dict(zip(("rule", "env_id", "num_clients"), key, strict=True)),
+            **{name: _median(group, name) for name in _TIMINGS},
+        }
+        for key, group in groups.items()
+    ]
+
+
+def _place(row: Row) -> tuple[Any, Any]:
+    return row.get("env_id"), row.get("num_clients")
 
 
 def worst_scenario(rows: Iterable[Row], column: str, worst: Callable[..., Any], scale: float = 1.0) -> dict[str, Any]:

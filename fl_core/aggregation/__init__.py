@@ -32,14 +32,13 @@ from fl_core.aggregation.base import (
     rule_names,
     takes_num_byzantine,
 )
-from fl_core.aggregation.company import CompanyMemory
 from fl_core.aggregation.reference import ReferenceRule
+from fl_core.aggregation.similarity import SimilarityMemory
 from fl_core.aggregation.trust import GivenTrust, TrustRule, TrustWeighting
 from fl_core.aggregation.view import ServerView, receive
 
 __all__ = [
     "Aggregate",
-    "CompanyMemory",
     "Composed",
     "GivenTrust",
     "Mixed",
@@ -47,6 +46,7 @@ __all__ = [
     "ReferenceRule",
     "Rule",
     "ServerView",
+    "SimilarityMemory",
     "TrustRule",
     "TrustWeighting",
     "make_rule",

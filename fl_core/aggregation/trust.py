@@ -1,4 +1,4 @@
-"""From trust to an update: clip, count voices, weigh, with the reference update, and look before the step is taken."""
+"""From trust to an update: clip, discount sybils, weigh with the reference update, look before the step is taken."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
-from fl_core.aggregation.company import CompanyMemory, company_of
+from fl_core.aggregation.similarity import SimilarityMemory, similarity_mass
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
 from fl_core.registry import check_known
 
 # Of the root's trust and of the margin: far beyond what makes a difference, and within what float32 holds.
 _LARGEST = 1e6
-# No voice becomes nothing: trust would be divided by none.
+# No discount leaves nothing: trust would be divided by none.
 _FAINTEST = 1e-30
 CLIPS = ("none", "median", "reference", "median_or_reference")
 # Shares that the clients keep in the safeguard's candidates; the first, all, is what trust alone would do.
@@ -37,16 +37,16 @@ class TrustWeighting:
     a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
     loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
 
-    *Sybils*, clients who send the same, share their voices: client i has the company
-    ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its voice,
-    ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other too, so nobody loses but those who have more
-    company than the median client, by as much as they have more. The idea is FoolsGold's (Fung et al. 2020, arXiv
-    1808.04866): here nobody is left without a voice, and each round stands for itself.
+    *Sybils*, clients that send the same, are discounted: client i has the similarity mass
+    ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its discount,
+    ``min(1, median(m)/mᵢ)``. Honest clients are alike to each other too, so nobody loses but those whose mass is above
+    the median client's, by as much as it is. The idea is FoolsGold's (Fung et al. 2020, arXiv 1808.04866): here nobody
+    is left without weight, and each round stands for itself.
 
-    With a *power* q a client's voice is ``min(1, 1/Mᵢ)^q`` instead: Mᵢ is the mean, over the rounds that it took part
-    in, of ``mᵢ`` over the median of m weighted by trust. So who is more alike to others than most, be it by little but
-    in every round, is heard less and less. Where honest clients differ, as their classes do, clients who share a
-    backdoor are among them; where honest clients are more alike than those, it is they who lose.
+    With a *power* q a client's discount is ``min(1, 1/Mᵢ)^q`` instead: Mᵢ is the mean, over the rounds that it took
+    part in, of ``mᵢ`` over the median of m weighted by trust. So a client that is more alike to others than most, be it
+    by little but in every round, is weighed less and less. Where honest clients differ, as their classes do, clients
+    who share a backdoor are among them; where honest clients are more alike than those, it is they who lose.
 
     Attributes:
         update_clip: Norm that updates are cut down to: ``"median"`` of the round, ``"reference"``'s, the larger of the
@@ -56,9 +56,8 @@ class TrustWeighting:
         safeguard: Search for the best candidate; otherwise the first is taken. Needs the view's root data.
         safeguard_margin: Standard errors by which a candidate's loss must be less than the first's; 0 for any gain. A
             utility half of one sample has no spread, and so no margin.
-        sybil_exponent: p, what cosines are raised to where company is counted: at 2 each of six copies of one update
-            has a company of 6, and each of six updates of cosine 0.5 to each other 2.25. 0 switches it off: everybody
-            has one voice.
+        sybil_exponent: p, what cosines are raised to in the similarity mass: at 2 each of six copies of one update
+            has a mass of 6, and each of six updates of cosine 0.5 to each other 2.25. 0 switches it off.
         sybil_power: q; 0 counts each round by itself. Above 0 clients are remembered by their number from round to
             round, and ``sybil_exponent`` must be above 0 too.
     """
@@ -81,7 +80,7 @@ class TrustWeighting:
             raise ValueError(f"safeguard must be true or false, got {self.safeguard!r}")
         if self.sybil_power and not self.sybil_exponent:
             raise ValueError(
-                f"sybil_power={self.sybil_power:g} needs a sybil_exponent above 0, which counts company: give one, "
+                f"sybil_power={self.sybil_power:g} needs a sybil_exponent above 0, for the similarity mass: give one, "
                 "such as 1, or sybil_power=0"
             )
 
@@ -101,28 +100,29 @@ class TrustWeighting:
             norm = norm.maximum(median(norms(updates)))
         return clip_to(updates, norm)
 
-    def voices(self, updates: Tensor) -> Tensor:
+    def discount(self, updates: Tensor) -> Tensor:
         """What the trust of updates (A, P) is multiplied by in a round by itself, (A,) float32 in (0, 1]."""
         if not self.sybil_exponent or not len(updates):
             return updates.new_ones(len(updates), dtype=torch.float32)
-        company = company_of(updates, self.sybil_exponent)
-        return (median(company) / company).clamp_max(1).to(updates.device, torch.float32)
+        mass = similarity_mass(updates, self.sybil_exponent)
+        return (median(mass) / mass).clamp_max(1).to(updates.device, torch.float32)
 
-    def heard(self, view: ServerView, trust: Tensor, company: CompanyMemory | None = None) -> Tensor:
-        """Trust (A,) of the accepted clients, multiplied by their voices.
+    def discounted(self, view: ServerView, trust: Tensor, similarity: SimilarityMemory | None = None) -> Tensor:
+        """Trust (A,) of the accepted clients, multiplied by their discounts.
 
         Args:
             view: What the server has.
             trust: (A,).
-            company: Of earlier rounds; where there is a power, this round is added to it. By default there are none.
+            similarity: Of earlier rounds; where there is a power, this round is added to it. By default there are none.
         """
         if not self.sybil_power or not len(trust):
-            return trust * self.voices(view.accepted) if self.sybil_exponent else trust
-        company = CompanyMemory() if company is None else company
-        voices = company.remember(view, self.sybil_exponent, trust).reciprocal().clamp_max(1) ** self.sybil_power
-        return trust * voices.clamp_min(_FAINTEST).to(trust)
+            return trust * self.discount(view.accepted) if self.sybil_exponent else trust
+        similarity = SimilarityMemory() if similarity is None else similarity
+        means = similarity.remember(view, self.sybil_exponent, trust)
+        discount = means.reciprocal().clamp_max(1) ** self.sybil_power
+        return trust * discount.clamp_min(_FAINTEST).to(trust)
 
-    def __call__(self, view: ServerView, trust: Tensor, company: CompanyMemory | None = None) -> Aggregate:
+    def __call__(self, view: ServerView, trust: Tensor, similarity: SimilarityMemory | None = None) -> Aggregate:
         """Combines the view's accepted updates (A, P) by their trust (A,), values of 0 or more.
 
         If no trust is left at all, the reference update is used alone.
@@ -130,14 +130,14 @@ class TrustWeighting:
         Args:
             view: What the server has.
             trust: (A,).
-            company: See ``heard``.
+            similarity: See ``discounted``.
 
         Raises:
             ValueError: A view without root data; trust of another shape, or that is negative or not finite.
         """
         reference = require_reference(view, "trust-weighted aggregation")
         _check_trust(trust, len(view.accepted))
-        trust = self.heard(view, trust, company)
+        trust = self.discounted(view, trust, similarity)
         if not self.root_anchor and float(trust.sum()) <= 0:
             return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
         weights, root_weight = self.weights(trust)
@@ -163,9 +163,9 @@ class TrustRule(Rule):
     weighting: TrustWeighting
 
     @cached_property
-    def company(self) -> CompanyMemory:
+    def similarity(self) -> SimilarityMemory:
         """What is remembered of earlier rounds, if the weighting remembers anything."""
-        return CompanyMemory()
+        return SimilarityMemory()
 
     @property
     def by_client(self) -> bool:  # type: ignore[override]  # a class says it of all its rules, this one of each
@@ -174,7 +174,7 @@ class TrustRule(Rule):
 
     def reset(self) -> None:
         """See ``Rule.reset``."""
-        self.company.forget()
+        self.similarity.forget()
 
     @abstractmethod
     def trust(self, view: ServerView) -> Tensor:
@@ -182,7 +182,7 @@ class TrustRule(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        return self.weighting(view, self.trust(view), self.company)
+        return self.weighting(view, self.trust(view), self.similarity)
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,12 +192,12 @@ class GivenTrust(TrustRule):
     Attributes:
         values: (N,), one for every client of the view, rejected ones included (theirs are ignored).
         weighting: How trust becomes an update.
-        company: What is remembered of earlier rounds; by default nothing.
+        similarity: What is remembered of earlier rounds; by default nothing.
     """
 
     values: Tensor
     weighting: TrustWeighting = field(default_factory=TrustWeighting)
-    company: CompanyMemory = field(default_factory=CompanyMemory)
+    similarity: SimilarityMemory = field(default_factory=SimilarityMemory)
 
     def __post_init__(self) -> None:
         if not isinstance(self.values, Tensor):

@@ -48,12 +48,12 @@ def test_what_it_was_trained_with_survives_to_be_published_again(run: str, tmp_p
 
 
 def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_path: Path) -> None:
-    assert "share their voices" not in (Path(run) / MODEL_CARD).read_text()
+    assert "are discounted" not in (Path(run) / MODEL_CARD).read_text()
     publish(f"{run}:sybil_exponent=2", tmp_path / "out")
     assert weighting_of(load_policy(tmp_path / "out")).sybil_exponent == 2
     assert read_card(tmp_path / "out")["provenance"]["trained_with"] == TRAINED
     page = (tmp_path / "out" / MODEL_CARD).read_text()
-    assert "share their voices, with `sybil_exponent=2`; it has not seen this in training." in page
+    assert "are discounted, with `sybil_exponent=2`; it has not seen this in training." in page
     assert "it has seen no other weighting" in page
     publish(f"{tmp_path / 'out'}:sybil_exponent=0", tmp_path / "back")
     assert (tmp_path / "back" / "policy.json").read_bytes() == (Path(run) / "policy.json").read_bytes()
@@ -63,13 +63,11 @@ def test_that_sybils_are_counted_is_said_and_whether_training_did(run: str, tmp_
     assert "`sybil_exponent=3`; it was trained with `sybil_exponent=2`." in (tmp_path / "more" / MODEL_CARD).read_text()
     publish(f"{trained}:sybil_exponent=1,sybil_power=8", tmp_path / "power")
     page = (tmp_path / "power" / MODEL_CARD).read_text()
-    assert "in every round are heard less and less, with `sybil_exponent=1` and `sybil_power=8`;" in page.replace(
-        "\n", " "
-    )
+    assert "in every round weigh less and less, with `sybil_exponent=1` and `sybil_power=8`;" in page.replace("\n", " ")
     assert "it was trained with `sybil_exponent=2`." in page
     assert "The rule remembers clients: give each view `clients=`" in page
     publish(f"{trained}:sybil_exponent=0", tmp_path / "none")
-    assert "shared their voices; deployed they do not." in (tmp_path / "none" / MODEL_CARD).read_text()
+    assert "were discounted; deployed they are not." in (tmp_path / "none" / MODEL_CARD).read_text()
 
 
 def test_a_card_from_before_sybils_were_counted_remembers_what_it_was_trained_with(run: str, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ FOLDER = Path(__file__).parents[2] / "benchmarks"
 def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """A program of benchmarks/ as a module; attacks that it registers are gone after the test."""
 
+    monkeypatch.syspath_prepend(FOLDER)  # where Python looks first for what a program imports
+
     def load(name: str) -> ModuleType:
         monkeypatch.setattr(base._ATTACKS, "_factories", dict(base._ATTACKS._factories))
         spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")

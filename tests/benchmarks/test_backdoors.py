@@ -1,7 +1,8 @@
-"""What the memory of company was chosen by: triggers that are not the benchmark's, and what is measured under them."""
+"""What the memory of similarity was chosen by: triggers that are not the benchmark's, and what they measure."""
 
 import csv
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from math import isnan
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from agents.deployed import PolicyFileError, TrustAggregator, weighting_of
-from agents.evaluation.policies import rule_or_policy
+from agents.evaluation.policies import policy_facts, rule_or_policy
 from fl_core.aggregation import make_rule
 from fl_core.attacks import make_attack
 
@@ -32,9 +33,7 @@ def test_no_trigger_is_one_of_the_benchmarks_nor_like_another(backdoors: ModuleT
     assert not images.any()
 
 
-def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(
-    backdoors: ModuleType, tmp_path: Path
-) -> None:
+def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(backdoors: ModuleType) -> None:
     policies = ("oracle_is_none_of_these", "fedavg")
     arguments = backdoors.Arguments(
         policies, "OptiGrad/Digits-v0", seeds=1, num_clients=8, alphas=(0.5,), triggers=("none", "cross")
@@ -59,11 +58,19 @@ def test_a_line_for_each_trigger_and_heterogeneity_of_a_rule_and_of_a_policy(
     assert clean > 60
     policy, _ = backdoors.figures(arguments, "digits:sybil_exponent=1,sybil_power=8", "cross", 0.5, 3)
     assert policy < 0.5 * success
-    row = dict.fromkeys(backdoors.COLUMNS, 1)
-    for _ in range(2):
-        backdoors.append(tmp_path / "rows.csv", [row])
-    with (tmp_path / "rows.csv").open() as file:
-        assert list(csv.DictReader(file)) == [dict.fromkeys(backdoors.COLUMNS, "1")] * 2
+
+
+def test_a_row_says_of_which_clients_and_policy_it_is(
+    backdoors: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(backdoors, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(backdoors, "figures", lambda *_: (50.0, 80.0))
+    policies, out = ("digits", "fedavg"), tmp_path / "new" / "rows.csv"
+    backdoors.main(backdoors.Arguments(policies, seeds=1, num_clients=8, alphas=(0.5,), triggers=("cross",), out=out))
+    with out.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["num_clients"] for row in rows] == ["8", "8"]
+    assert [row["checksum"] for row in rows] == [policy_facts("digits").checksum[:12], ""]
 
 
 def test_a_name_is_a_rules_or_a_policys_with_options() -> None:

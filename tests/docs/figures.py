@@ -12,14 +12,14 @@ from agents.statistics import Estimate, Row, estimate, paired_scores, read_resul
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
-AGENTS = (ROOT / "docs" / "agents.md").read_text()
+POLICIES = (ROOT / "docs" / "policies.md").read_text()
 # At α 0.5, and at α 0.1, where more seeds have been run.
 FASHION = ("held_out_fashion_mnist", "held_out_fashion_mnist_alpha_0.1")
 
 
-def table(text: str, head: str) -> Iterator[dict[str, str]]:
-    """Rows by column of the table whose first line begins so."""
-    lines = text[text.index(f"\n{head}") + 1 :].splitlines()
+def table(text: str, head: str, after: str = "") -> Iterator[dict[str, str]]:
+    """Rows by column of the first table, after these words, whose first line begins so."""
+    lines = text[text.index(f"\n{head}", text.index(after)) + 1 :].splitlines()
     columns, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in _until_blank(lines))
     for row in rows:
         yield dict(zip(columns, row, strict=True))

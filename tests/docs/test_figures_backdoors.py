@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from .figures import AGENTS, FASHION, README, RESULTS, ROOT, ahead, is_told, mean, regrets, rows_of, shown, table
+from .figures import FASHION, POLICIES, README, RESULTS, ROOT, ahead, is_told, mean, regrets, rows_of, shown, table
 
 BACKDOORS = ("dba", "neurotoxin", "model_replacement", "edge_case", "targeted_label_flip")
 
@@ -73,8 +73,8 @@ def measured(file: str, **wanted: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("trigger", ["cross", "chessboard", "wave"])
-def test_what_the_memory_of_company_was_chosen_by_is_told_as_it_was_measured(trigger: str) -> None:
-    told = list(table(AGENTS, "| | cross |"))
+def test_what_the_memory_of_similarity_was_chosen_by_is_told_as_it_was_measured(trigger: str) -> None:
+    told = list(table(POLICIES, "| | cross |"))
     assert len(told) == len(WEIGHTINGS)
     for row, (name, options) in zip(told, WEIGHTINGS.items(), strict=True):
         assert name in row[""]
@@ -93,7 +93,7 @@ def test_what_the_memory_of_company_was_chosen_by_is_told_as_it_was_measured(tri
 
 @pytest.mark.parametrize(("column", "fraction"), [("no attack", "0.0"), ("45 %", "0.45"), ("60 %", "0.6")])
 def test_what_it_costs_where_no_backdoor_gets_through_is_told_as_it_was_measured(column: str, fraction: str) -> None:
-    told = list(table(AGENTS, "| digits | no attack |"))
+    told = list(table(POLICIES, "| digits | no attack |"))
     assert len(told) == len(WEIGHTINGS)
     for row, (name, options) in zip(told, WEIGHTINGS.items(), strict=True):
         same = {"policy": f"digits{options}", "malicious_fraction": fraction, "seeds": "3"}
@@ -105,9 +105,9 @@ def test_what_it_costs_where_no_backdoor_gets_through_is_told_as_it_was_measured
 MEMORY, REMEMBERS = f"{FASHION[0]}_sybil_power_backdoors", "optigradtrust (sybil_exponent=1,sybil_power=6)"
 
 
-def test_what_the_memory_of_company_keeps_out_is_told_as_it_was_measured() -> None:
+def test_what_the_memory_of_similarity_keeps_out_is_told_as_it_was_measured() -> None:
     told = list(table(RESULTS, "| ten seeds, success |"))
-    rules = {"as it ships": (FASHION[0], "optigradtrust"), "remembered": (MEMORY, REMEMBERS)}
+    rules = {"as it ships": (FASHION[0], "optigradtrust"), "with the setting": (MEMORY, REMEMBERS)}
     assert [row["ten seeds, success"] for row in told] == [*rules, "`oracle`"]
     for row, (name, rule) in zip(told, [*rules.values(), (MEMORY, "oracle")], strict=True):
         one, other = (successes(name, rule, alpha, 0.3) for alpha in ("0.5", "0.1"))

@@ -4,6 +4,9 @@ import csv
 
 import pytest
 
+from fl_core import Federation, configure
+from optigrad_env.registration import ENVIRONMENTS
+
 from .figures import (
     FASHION,
     README,
@@ -30,6 +33,7 @@ def seeds(name: str, alpha: str) -> set[str]:
 @pytest.mark.parametrize(
     ("label", "names", "fraction"),
     [
+        ("digits, 30 % malicious", ("held_out", "held_out"), 30),
         ("digits, 45 % malicious", ("held_out_majority", "held_out_majority"), 45),
         ("digits, 60 % malicious", ("held_out_majority", "held_out_majority"), 60),
         ("Fashion-MNIST, 30 %", FASHION, 30),
@@ -37,10 +41,10 @@ def seeds(name: str, alpha: str) -> set[str]:
         ("Fashion-MNIST, 60 %", (f"{FASHION[0]}_majority", f"{FASHION[0]}_majority"), 60),
     ],
 )
-def test_the_readme_tells_the_other_circumstances_as_they_were_measured(
-    label: str, names: tuple[str, str], fraction: int
-) -> None:
-    told = next(row for row in table(README, "| | seeds, ") if row[""] == label)
+def test_the_circumstances_are_told_as_they_were_measured(label: str, names: tuple[str, str], fraction: int) -> None:
+    told = next(row for row in table(RESULTS, "| | seeds, ") if row[""] == label)
+    if label != "digits, 30 % malicious":  # of which README has a table by itself
+        assert told == next(row for row in table(README, "| | seeds, ") if row[""] == label)
     counts = []
     for alpha, name in zip(("0.5", "0.1"), names, strict=True):
         row = circumstances(name, "optigradtrust")[f"α {alpha}, {fraction} % malicious"]
@@ -51,22 +55,22 @@ def test_the_readme_tells_the_other_circumstances_as_they_were_measured(
 
 
 @pytest.mark.parametrize(
-    ("head", "names", "rules"),
+    ("section", "names", "rules"),
     [
-        ("rule", FASHION, 3),
-        ("without", ("held_out_fashion_mnist_sybil_exponent_0",) * 2, 3),
-        ("beside others", ("held_out_fashion_mnist_rules",) * 2, 8),
-        ("before", ("held_out_fashion_mnist_clone_weight_0",) * 2, 2),
-        ("fitted anew", ("held_out_fitted_anew",) * 2, 2),
+        ("## Fashion-MNIST", FASHION, 3),
+        ("### Without sybil discounting", ("held_out_fashion_mnist_sybil_exponent_0",) * 2, 3),
+        ("**Beside other rules**", ("held_out_fashion_mnist_rules",) * 2, 8),
+        ("### The previous policy", ("held_out_fashion_mnist_clone_weight_0",) * 2, 2),
+        ("### Refitted baselines, digits", ("held_out_fitted_anew",) * 2, 2),
     ],
 )
 def test_rules_in_both_heterogeneities_are_told_as_they_were_measured(
-    head: str, names: tuple[str, str], rules: int
+    section: str, names: tuple[str, str], rules: int
 ) -> None:
-    told = list(table(RESULTS, f"| {head} | regret, α 0.5 |"))
-    assert len({row[head] for row in told}) == len(told) == rules
+    told = list(table(RESULTS, "| rule | regret, α 0.5 |", section))
+    assert len({row["rule"] for row in told}) == len(told) == rules
     for row in told:
-        rule = row[head].strip("`")
+        rule = row["rule"].strip("`")
         for alpha, name in zip(("0.5", "0.1"), names, strict=True):
             measured = circumstances(name, rule)
             attacked = measured[f"α {alpha}, 30 % malicious"]
@@ -113,3 +117,31 @@ def test_paired_differences_are_told_as_they_were_measured(
         for alpha, sign in zip(("0.5", "0.1"), signs, strict=True)
     )
     assert is_told(text, sentence.format(*one, *two))
+
+
+def test_how_clients_train_is_told_as_the_environments_have_it() -> None:
+    steps, found = {3: "three", 5: "five"}, {}
+    for name in ("Digits", "FashionMNIST"):
+        config = configure(**{**ENVIRONMENTS[f"OptiGrad/{name}-v0"], "num_clients": 20})
+        training = config.training
+        found[name] = (steps[training.steps], training.batch_size, f"{training.learning_rate:g}")
+    few, small, rate = found["Digits"]
+    size = f"{Federation(configure(num_clients=20)).layout.num_shared:,}"
+    prox = f"FedBN-Prox (µ {configure().mu:g})"
+    sentence = f"{few} local SGD steps a round on batches of {small},"
+    assert is_told(README, f"`small_cnn` ({size} parameters) with {prox}: {sentence} at a learning rate of {rate}.")
+    assert is_told(RESULTS, f"`small_cnn` with {size} parameters, {prox}, {sentence} learning rate {rate};")
+    more, large, rate = found["FashionMNIST"]
+    assert is_told(RESULTS, f"16-32-fc64, {prox}, {more} steps on batches of {large}, learning rate {rate}.")
+
+
+def test_how_early_in_training_fashion_mnist_is_told_as_it_was_measured() -> None:
+    half, tenth = (
+        [
+            circumstances(name, rule)[f"α {alpha}, 30 % malicious"]["accuracy"]
+            for rule in ("optigradtrust", "oracle", "root_only")
+        ]
+        for alpha, name in zip(("0.5", "0.1"), FASHION, strict=True)
+    )
+    ours, best, floor = (f"{shown(one)} / {shown(other)} %" for one, other in zip(half, tenth, strict=True))
+    assert is_told(RESULTS, f"the policy has {ours}, the oracle {best} and root data alone {floor},")

@@ -69,7 +69,7 @@ def test_how_far_fitted_rules_are_behind_is_told_as_it_was_measured() -> None:
     assert is_told(README, f"is {near} {spread} behind at α 0.5 and {far} {around} at 0.1")
     fitted = circumstances("held_out_fitted_anew", "logistic")
     one, other = (shown(fitted[f"α {alpha}, 30 % malicious"]["regret"]) for alpha in ("0.5", "0.1"))
-    assert is_told(README, f"(docs/results.md#fitted-anew-digits), {one} and {other}).")
+    assert is_told(README, f"(docs/results.md#refitted-baselines-digits), {one} and {other}).")
     apart = []
     for alpha in ("0.5", "0.1"):
         first, second = (

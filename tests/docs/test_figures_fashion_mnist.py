@@ -27,7 +27,7 @@ from .figures import (
 )
 
 WITHOUT = f"{FASHION[0]}_sybil_exponent_0"
-# The policy before.
+# The previous policy.
 BEFORE = f"{FASHION[0]}_clone_weight_0"
 MAJORITY = f"{FASHION[0]}_majority"
 
@@ -73,10 +73,11 @@ def test_how_far_seeds_lie_apart_where_the_oracle_is_weak_is_told_as_it_was_meas
     behind = sum(value > 0 for value in runs)
     assert (len(runs), behind) == (540, 2)
     assert is_told(
-        RESULTS, f"In two of the 540 federations under attack it is behind it, by {shown(max(runs))} at most."
+        RESULTS,
+        f"In two of the 540 federations under attack the policy is behind that oracle, by {shown(max(runs))} at most.",
     )
     averages = [mean(of[seed] for of in plain.values()) for seed in plain["zero"]]
-    assert is_told(RESULTS, f"regret to it goes from {shown(min(averages))} to {shown(max(averages))}.")
+    assert is_told(RESULTS, f"regret to the plain oracle goes from {shown(min(averages))} to {shown(max(averages))}.")
     least = shown(-max(mean(of.values()) for of in anchored.values()))
     of_all = interval(circumstances(FASHION[1], "optigradtrust")["α 0.1, 30 % malicious"], "regret to anchored oracle")
     assert is_told(RESULTS, f"and {of_all} at 0.1, where it is ahead under each attack, by {least} points at least.")
@@ -89,7 +90,7 @@ def test_how_far_seeds_lie_apart_where_the_oracle_is_weak_is_told_as_it_was_meas
     assert is_told(RESULTS, f"ahead of FedAvg by {one} points {spread} and {other} {around}.")
 
 
-def test_what_shared_voices_are_worth_is_told_as_it_was_measured() -> None:
+def test_what_sybil_discounting_is_worth_is_told_as_it_was_measured() -> None:
     name, searching = f"{FASHION[0]}_jitter", ("optimised_ipm", "policy_aware")
     told = list(table(RESULTS, "| regret, α 0.5 | `optimised_ipm`"))
     ours, without = (regrets(name, rule, "0.5", 0.3) for rule in ("optigradtrust", "optigradtrust (sybil_exponent=0)"))
@@ -100,11 +101,11 @@ def test_what_shared_voices_are_worth_is_told_as_it_was_measured() -> None:
     worth = [[without[attack][seed] - value for seed, value in ours[attack].items()] for attack in searching]
     (each,) = {shown(mean(of)) for of in worth}
     spread = f"(from {shown(min(map(min, worth)))} to {shown(max(map(max, worth)))} in one seed)"
-    assert is_told(RESULTS, f"On the same seeds they are worth {each} points under each {spread}.")
+    assert is_told(RESULTS, f"On the same seeds it is worth {each} points under each {spread}.")
     (rounded,) = {f"{mean(of):.0f}" for of in worth}
     assert is_told(README, f"worth {rounded} points under either of the two attacks above")
     back = [mean(ours[f"{attack}:jitter=1"].values()) - mean(ours[attack].values()) for attack in searching]
-    assert is_told(RESULTS, f"some of their voices back, {shown(back[0])} and {shown(back[1])} points;")
+    assert is_told(RESULTS, f"some of their weight back, {shown(back[0])} and {shown(back[1])} points;")
 
 
 def test_every_rule_is_behind_on_fashion_mnist() -> None:
@@ -118,16 +119,23 @@ def test_every_rule_is_behind_on_fashion_mnist() -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "name", "intervals"),
-    [("with voices, malicious", MAJORITY, True), ("malicious", f"{MAJORITY}_sybil_exponent_0", False)],
+    ("section", "name", "intervals"),
+    [("## Fashion-MNIST", MAJORITY, True), ("### Without sybil", f"{MAJORITY}_sybil_exponent_0", False)],
 )
-def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured(head: str, name: str, intervals: bool) -> None:
+def test_more_attackers_on_fashion_mnist_are_told_as_they_were_measured(
+    section: str, name: str, intervals: bool
+) -> None:
     measured = circumstances(name, "optigradtrust")
-    told = list(table(RESULTS, f"| {head} | α | regret |"))
-    assert [(row[head], row["α"]) for row in told] == [("45 %", "0.5"), ("", "0.1"), ("60 %", "0.5"), ("", "0.1")]
+    told = list(table(RESULTS, "| malicious | α | regret |", section))
+    assert [(row["malicious"], row["α"]) for row in told] == [
+        ("45 %", "0.5"),
+        ("", "0.1"),
+        ("60 %", "0.5"),
+        ("", "0.1"),
+    ]
     malicious = ""
     for row in told:
-        malicious = row[head] or malicious
+        malicious = row["malicious"] or malicious
         of = measured[f"α {row['α']}, {malicious} malicious"]
         assert row["regret"] == (interval(of, "regret") if intervals else shown(of["regret"]))
         if intervals:
@@ -159,7 +167,7 @@ def test_under_which_attacks_a_majority_wins_on_fashion_mnist_is_told_as_it_was_
     assert is_told(RESULTS, sentence.replace(" under", " points under", 1))
     before = circumstances(f"{MAJORITY}_clone_weight_0", "optigradtrust")
     below = [shown(-before[f"α {alpha}, 60 % malicious"]["above root only, worst attack"]) for alpha in ("0.5", "0.1")]
-    assert is_told(RESULTS, f"(the policy before: {below[0]} and {below[1]} points, on other seeds)")
+    assert is_told(RESULTS, f"(the previous policy: {below[0]} and {below[1]} points, on other seeds)")
 
 
 def test_how_far_apart_winograds_convolution_and_the_direct_one_end_is_told_as_it_was_measured() -> None:
@@ -181,7 +189,7 @@ def test_how_far_apart_winograds_convolution_and_the_direct_one_end_is_told_as_i
     assert is_told(RESULTS, f"is {average} points apart on average over the 54 cells, {most} at most and {both} in the")
 
 
-def test_what_the_policy_does_without_shared_voices_is_told_as_it_was_measured() -> None:
+def test_what_the_policy_does_without_sybil_discounting_is_told_as_it_was_measured() -> None:
     weak, searching = ("zero", "ipm_small", "free_rider"), ("optimised_ipm", "policy_aware")
     now, before = (
         {attack: shown(attacks(name)[f"{attack}, α 0.5, 30 %"]["optigradtrust"]) for attack in (*weak, *searching)}
@@ -189,7 +197,7 @@ def test_what_the_policy_does_without_shared_voices_is_told_as_it_was_measured()
     )
     gains = "regret {} under `zero`, {} under `ipm_small`, {} under `free_rider`".format(*(now[each] for each in weak))
     losses = "lost {}, {} and {} points".format(*(before[each] for each in weak))
-    assert is_told(RESULTS, f"{gains}, where the policy before {losses} on other seeds.")
+    assert is_told(RESULTS, f"{gains}, where the previous policy {losses} on other seeds.")
     each = [value for of in searching for value in regrets(WITHOUT, "optigradtrust", "0.5", 0.3)[of].values()]
     spread = f"in every one of the six seeds from {shown(min(each))} to {shown(max(each))}"
     ours, theirs = ([of[attack] for attack in searching] for of in (now, before))

@@ -34,7 +34,7 @@ def test_other_root_data_is_told_as_it_was_measured() -> None:
 
     few, fewer, biased = (found(root, bias, "regret") for root, bias in (("50", "0.0"), ("20", "0.0"), ("100", "0.6")))
     assert is_told(README, f"With 50 the policy is {few} points behind the oracle on digits at α 0.5, with 20 {fewer},")
-    assert is_told(README, f"where one class has 60 % too many {biased} ([table]")
+    assert is_told(README, f"where 60 % of the 100 are drawn from one class {biased} ([table]")
     half, fifth = ([found(root, "0.0", "worst_regret", alpha) for alpha in ("0.5", "0.1")] for root in ("50", "20"))
     costs = f"at α 0.5, under the worst attack {half[0]} and {fifth[0]}, at 0.1 under the worst attack"
     assert is_told(RESULTS, f"{few} and {fewer} points behind the oracle {costs} {half[1]} and {fifth[1]}.")

@@ -38,7 +38,7 @@ def test_engines_are_told_as_they_were_measured() -> None:
     assert len(wide) == 3
     faster = winograd["train 28x28, 16-32-fc64: 10 clients x 600, batch 32"][0].rstrip("×")
     before = direct["train 28x28, 16-32-fc64: 10 clients x 600, batch 32"][0].rstrip("×")
-    assert is_told(README, f"there it is [{faster} times](docs/native_engine.md#measured) as fast now")
+    assert is_told(README, f"where it was {before} times, it is [{faster} times](docs/native_engine.md#measured) now.")
     assert is_told((ROOT / "docs" / "speed.md").read_text(), f"on 28x28 from {before} to {faster} times the sequential")
     for work in wide:
         both = [ratio for pair in zip(direct[work], winograd[work], strict=True) for ratio in pair]

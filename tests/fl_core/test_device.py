@@ -198,9 +198,9 @@ def test_an_autoencoder_that_was_trained_on_the_device_judges_alike(gpu):
 @pytest.mark.parametrize(
     ("weighting", "reads"), [(TrustWeighting(), 1), (TrustWeighting("median_or_reference", sybil_exponent=2), 2)]
 )
-def test_trust_weighting_reads_the_roots_weight_and_whose_voices_are_shared(gpu, normal, weighting, reads):
+def test_trust_weighting_reads_the_roots_weight_and_who_is_discounted(gpu, normal, weighting, reads):
     updates = normal(6, 50)
-    updates[4:] = updates[3]  # three who send the same, and share their voices if they must
+    updates[4:] = updates[3]  # three who send the same, and are discounted if they must
     reference, trust = normal(50, seed=1), torch.full((6,), 0.5)
     expected = weighting(ServerView(updates, reference=reference), trust)
     view = ServerView(updates.to(DEVICE), reference=reference.to(DEVICE))

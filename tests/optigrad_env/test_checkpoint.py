@@ -112,7 +112,7 @@ def test_what_is_remembered_of_clients_goes_on_too() -> None:
     other.load_state_dict(state)
     assert continued(other, 7) == played
     other.load_state_dict(state)
-    other._company.forget()
+    other._similarity.forget()
     assert continued(other, 7) != played
     with pytest.raises(ValueError, match=r"other settings: sybil_exponent was 0\.0, is 1\.0; sybil_power was 0\.0"):
         other.load_state_dict(plain.unwrapped.state_dict())

@@ -43,16 +43,16 @@ def test_a_recorded_round_says_what_trust_is_multiplied_by(exponent: float) -> N
     recorded = env.recorded_round()
     *_, info = env.step(np.ones(10, np.float32))
     trusted = info["weights"] / info["weights"].max()
-    np.testing.assert_allclose(recorded.voices / recorded.voices.max(), trusted, rtol=1e-5)
-    assert (recorded.voices[before["malicious"]] < 0.9).all() == (exponent > 0)
+    np.testing.assert_allclose(recorded.discount / recorded.discount.max(), trusted, rtol=1e-5)
+    assert (recorded.discount[before["malicious"]] < 0.9).all() == (exponent > 0)
 
 
-def test_a_round_whose_voices_are_of_earlier_trust_cannot_be_recorded() -> None:
+def test_a_round_whose_discount_is_of_earlier_trust_cannot_be_recorded() -> None:
     with pytest.raises(ValueError, match=r"with sybil_power=8 .* record with sybil_power=0; a policy can be deployed"):
         RoundRecorder(OptiGradEnv(num_clients=4, rounds=4, sybil_exponent=1, sybil_power=8))
 
 
-def test_a_recorded_round_gives_absent_and_rejected_clients_no_update_and_counts_the_others_company(
+def test_a_recorded_round_gives_absent_and_rejected_clients_no_update_and_discounts_the_others(
     broken_senders: dict[str, dict[str, Any]],
 ) -> None:
     env = RoundRecorder(MaskedOptiGradEnv(num_clients=8, rounds=4, sybil_exponent=2.0))
@@ -63,7 +63,7 @@ def test_a_recorded_round_gives_absent_and_rejected_clients_no_update_and_counts
         sends = recorded.present & ~recorded.rejected
         kinds |= {(bool(here), bool(sent)) for here, sent in zip(recorded.present, sends, strict=True)}
         assert not recorded.updates[~sends].any()
-        torch.testing.assert_close(recorded.voices[sends], weighting.voices(recorded.updates[sends]))
+        torch.testing.assert_close(recorded.discount[sends], weighting.discount(recorded.updates[sends]))
         env.step(np.ones(8, np.float32))
     assert kinds == {(True, True), (True, False), (False, False)}
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
+from agents.evaluation.files import read_curves
 from agents.evaluation.grid import Cell
 from fl_core.fingerprint import FEATURES
 
@@ -29,10 +30,9 @@ class Recorded:
     cell: Cell
     path: Path
 
-    def load(self) -> dict[str, NDArray[Any]]:
-        """The arrays, see ``CellResult.curves``."""
-        with np.load(self.path) as file:
-            return {name: file[name] for name in file.files}
+    def load(self) -> Arrays:
+        """The arrays, see ``CellResult.curves``; none if the file is damaged."""
+        return read_curves(self.path) or {}
 
 
 def learning_curves(
@@ -43,7 +43,7 @@ def learning_curves(
     rounds: NDArray[Any] = np.empty(0, dtype=int)
     for recorded in cells:
         arrays = recorded.load()
-        rounds = arrays["curve_rounds"]
+        rounds = arrays.get("curve_rounds", rounds)
         for rule in rules:
             if f"{rule}/accuracy" in arrays:
                 found.setdefault(rule, []).append(arrays[f"{rule}/accuracy"])

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from agents.evaluation.contestants import ORACLES
-from agents.evaluation.files import CURVES, PLOTS, RESULTS
+from agents.evaluation.files import CURVES, PLOTS, RESULTS, curves_name
 from agents.evaluation.grid import Cell, parse_attack
 from agents.evaluation.heterogeneity import show_heterogeneity
 from agents.evaluation.report import figures
@@ -28,7 +28,15 @@ from agents.evaluation.report.tables import (
     merits,
     places,
 )
-from agents.evaluation.summary import by_circumstances, compare, focus, kind_of, regret_by_attack, summarise
+from agents.evaluation.summary import (
+    by_circumstances,
+    compare,
+    costs_by_place,
+    focus,
+    kind_of,
+    regret_by_attack,
+    summarise,
+)
 from agents.statistics import TASK, Row, task_of
 from fl_core.files import write_atomically
 from fl_core.registry import check_known
@@ -86,7 +94,8 @@ class Material:
         kind = "held-out attacks" if self.has_unseen else "attack"
         yield headline(self.entries, self.learned, "headline", f"Under {kind}, the best mean regret first", self.place)
         yield merits(self.entries, self.learned, "merits", f"Other figures of merit, under {kind}")
-        yield costs(self.entries, self.learned)
+        found = [entry for entry in costs_by_place(self.timings) if entry["rule"] in self.rules]
+        yield costs(sorted(found, key=lambda entry: self.rules.index(entry["rule"])), self.learned)
         yield comparison(self.focus, compare(self.main_rows, self.focus), self.learned)
         yield circumstances(by_circumstances(self.main_rows), self.learned)
         seen = [row for row in self.rows if not row["held_out"]]
@@ -180,10 +189,23 @@ class Material:
         if failures:
             said.append(f"{len(failures)} run(s) failed and are missing from every figure; they are listed below.")
         said += self.gaps()
+        apart = self.mixed()
+        if apart:
+            said.append(
+                f"Its runs are of several {' and '.join(apart)}, named at the end: they can differ by rounding, and by "
+                "what was changed in between."
+            )
         seeds = len({row["seed"] for row in self.rows})
         if seeds < _FEW_SEEDS:
             said.append(f"Only {seeds} seed{'s' * (seeds > 1)}: too few for intervals that one could lean on.")
         return said
+
+    def mixed(self) -> list[str]:
+        """In what the runs that gave these rows differ, as far as it was written down."""
+        runs = [*self.facts.get("earlier", []), self.facts]
+        kinds = {"revision": "revisions", "versions": "versions", "processor": "processors", "engines": "engines"}
+        told = {kind: [run[kind] for run in runs if run.get(kind) is not None] for kind in kinds}
+        return [kinds[kind] for kind, values in told.items() if any(value != values[0] for value in values)]
 
     def gaps(self) -> list[str]:
         """Which rules lack runs under attack that others have, in words."""
@@ -193,8 +215,9 @@ class Material:
                 runs.setdefault(row["rule"], set()).add((row["seed"], *task_of(row)))
         every = set().union(*runs.values())
         return [
-            f"{rule} lacks {len(every - there)} of {len(every)} runs under attack. Its means are over the scenarios "
-            "that it has in every seed, so they flatter a rule that failed under the hard ones."
+            f"{rule} lacks {len(every - there)} of {len(every)} runs under attack. Its means leave out scenarios or "
+            "seeds with gaps, so they flatter a rule that failed under the hard ones; its worst cases, the heat map "
+            "and the table by attack are over all of its runs."
             for rule, there in runs.items()
             if there != every
         ]
@@ -270,7 +293,7 @@ def _recorded(directory: Path, rows: Sequence[Row]) -> list[Recorded]:
             continue
         cell = Cell.of(row)
         if cell not in found:
-            found[cell] = Recorded(cell, directory / CURVES / f"{cell.name}.npz")
+            found[cell] = Recorded(cell, directory / CURVES / curves_name(cell))
     return [recorded for recorded in found.values() if recorded.path.exists()]
 
 

@@ -152,8 +152,11 @@ def merits(entries: Sequence[Entry], learned: Sequence[str], name: str, caption:
 
 
 def costs(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
-    """What a round costs."""
-    header = ["rule", "round ms", "server ms", "features ms", "peak MiB"]
+    """What a round costs, see ``costs_by_place``."""
+    place = places((entry["env_id"], entry["num_clients"]) for entry in entries)
+    where = [place(entry["env_id"], entry["num_clients"]) for entry in entries]
+    several = any(where)
+    header = ["rule", *(["in"] if several else []), "round ms", "server ms", "features ms", "peak MiB"]
     caption = (
         "Cost of a round, median: all of it, the server's aggregation, the features' part of that; and the memory that "
         "the aggregation took above what was there before it"
@@ -161,10 +164,11 @@ def costs(entries: Sequence[Entry], learned: Sequence[str]) -> Table:
     rows = [
         [
             Value(entry["rule"]),
+            *([Value(", ".join(said))] if several else []),
             *(number(1e3 * entry[name]) for name in ("seconds_per_round", "server_seconds", "feature_seconds")),
             number(entry["peak_memory_mib"]),
         ]
-        for entry in entries
+        for entry, said in zip(entries, where, strict=True)
     ]
     return Table("costs", caption, header, rows, [kind_of(entry["rule"], learned) for entry in entries])
 

@@ -4,6 +4,7 @@ It is called through ctypes, which lets go of the interpreter's lock for the dur
 """
 
 import ctypes
+import hashlib
 import os
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -67,6 +68,18 @@ def supported_instruction_sets() -> list[str]:
     """
     names: bytes = require().optigrad_supported()
     return names.decode().split()
+
+
+def checksum() -> str:
+    """SHA-256 of the library's file: two builds can round otherwise.
+
+    Raises:
+        ValueError: Not built.
+    """
+    require()
+    path = _path()
+    assert path is not None
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def call(function: str, *arguments: object) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from agents.evaluation import Benchmark, Grid, ResultsError
+from agents.evaluation import provenance as provenance_module
 from agents.evaluation.provenance import provenance
+from fl_core.training import native
 
 MANIFEST = "manifest.json"
 
@@ -44,8 +46,30 @@ def test_every_run_of_an_assembled_directory_is_told_and_who_assembled_it(
     assert manifest["earlier"][-1]["assembled_from"] == [str(source)]
 
 
-def test_the_provenance_names_the_processor(small: Callable[..., Grid]) -> None:
+def test_the_provenance_names_the_processor_and_what_auto_stands_for(small: Callable[..., Grid]) -> None:
     assert len(provenance(small(), "command")["processor"]) > 2
+    softmax = small(env_ids=("OptiGrad/Softmax-v0",))
+    assert provenance(softmax, "command")["engines"] == {"OptiGrad/Softmax-v0": "linear"}
+
+
+def test_the_provenance_names_the_kernels_and_the_library(small: Callable[..., Grid]) -> None:
+    if not native.is_built():
+        pytest.skip("the native engine is not built")
+    digits = provenance(small(env_ids=("OptiGrad/Digits-v0",)), "command")["engines"]["OptiGrad/Digits-v0"]
+    assert digits == f"native, {native.instruction_set()}, {native.checksum()[:12]}"
+
+
+def test_a_report_says_of_runs_by_several_revisions_or_engines_that_they_are(
+    tmp_path: Path, small: Callable[..., Grid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = "Its runs are of several revisions and engines, named at the end"
+    run(small(seeds=(0,)), tmp_path, "one")
+    grid = small(seeds=(0, 1))
+    assert told not in Benchmark(grid, tmp_path, "two").report().page.read_text()
+    monkeypatch.setattr(provenance_module, "git_revision", lambda: "another")
+    monkeypatch.setattr(provenance_module, "_engines", lambda _: {"any": "another"})
+    run(grid, tmp_path, "two")
+    assert told in Benchmark(grid, tmp_path, "two").report().page.read_text()
 
 
 def test_other_defaults_of_an_environment_are_other_measurements(tmp_path: Path, small: Callable[..., Grid]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, provenance
+from agents.evaluation import CellResult, Grid, ResultsDirectory, ResultsError, provenance, run_grid, write_report
 from agents.evaluation import results as results_module
 from agents.evaluation.cells import failure
 from agents.evaluation.figures_of_merit import COLUMNS
@@ -345,3 +345,28 @@ def test_cells_of_equal_words_are_equal_keys() -> None:
     one = Cell("OptiGrad/Digits-v0", 10, "0.5", "alie", 0.3, 0)
     assert one == Cell("OptiGrad/Digits-v0", 10, "0.5", "alie", 0.3, 0)
     assert one.name == "OptiGrad-Digits-v0_10_0.5_alie_0.3_0"
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04 half a file"])
+def test_damaged_curves_cost_themselves_and_not_the_rule_that_is_added(
+    tmp_path: Path, make_grid: Callable[..., Grid], grid: Grid, results: list[CellResult], damaged: bytes
+) -> None:
+    filled(tmp_path, grid, results)
+    curves = tmp_path / "curves" / f"{grid.cells()[0].name}.npz"
+    curves.write_bytes(damaged)
+    more = make_grid(rules=("fedavg", "median", "shapley", "krum"), features=True)
+    with open_directory(tmp_path, more) as directory:
+        (added,) = run_grid(more, directory.missing()[:1], known=dict(directory.known()))
+        directory.add(added)
+    assert not curves.exists()
+    assert (tmp_path / "results.csv").read_text().count("\nkrum,") == 1
+    write_report(tmp_path, {"command": "", "seeds": [0], "policies": {}, "revision": None}, [])
+    curves.write_bytes(damaged)
+    write_report(tmp_path, {"command": "", "seeds": [0], "policies": {}, "revision": None}, [])
+
+
+def test_a_table_of_no_bytes_is_named(tmp_path: Path, grid: Grid, results: list[CellResult]) -> None:
+    filled(tmp_path, grid, results)
+    (tmp_path / "results.csv").write_bytes(b"")
+    with pytest.raises(ResultsError, match=r"results\.csv is empty, not even a header is left; remove it"):
+        open_directory(tmp_path, grid)

@@ -76,12 +76,36 @@ def test_provenance_comes_along(tmp_path: Path, stopped: Path, make_grid: Callab
 
 
 def test_where_there_are_results_already_nothing_is_taken_over(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], results: list[CellResult]
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    with open_directory(tmp_path / "new", grid) as directory:
+        directory.add(results[0])
+    with open_directory(tmp_path / "new", grid, reuse=[stopped]) as directory:
+        assert directory.missing() == grid.cells()[1:]
+        assert not directory.assembled
+
+
+def test_a_run_that_was_stopped_before_its_first_cell_is_no_result_yet(
     tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid]
 ) -> None:
     grid = make_grid(rules=RULES, features=True)
     open_directory(tmp_path / "new", grid).__exit__(None, None, None)
     with open_directory(tmp_path / "new", grid, reuse=[stopped]) as directory:
-        assert directory.missing() == grid.cells()
+        assert directory.assembled
+        assert directory.missing() == []
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04 half a file"])
+def test_curves_that_were_copied_in_part_are_left_behind(
+    tmp_path: Path, stopped: Path, make_grid: Callable[..., Grid], damaged: bytes
+) -> None:
+    grid = make_grid(rules=RULES, features=True)
+    torn, *whole = sorted((stopped / "curves").iterdir())
+    torn.write_bytes(damaged)
+    with open_directory(tmp_path / "new", grid, reuse=[stopped]):
+        assert torn.name not in {path.name for path in (tmp_path / "new" / "curves").iterdir()}
+    assert whole
 
 
 @pytest.mark.parametrize("writes", range(5))

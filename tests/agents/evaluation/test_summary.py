@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agents.evaluation.report.tables import circumstances, to_csv
+from agents.evaluation.report.tables import circumstances, costs, to_csv
 from agents.evaluation.summary import (
     by_circumstances,
     compare,
+    costs_by_place,
     focus,
     kind_of,
     regret_by_attack,
@@ -93,3 +94,23 @@ def test_without_policies_the_focus_is_the_best_rule_that_knows_no_truth(make_ro
         "reference",
         "rule",
     ]
+
+
+def test_costs_are_those_of_the_scenarios_that_are_shown_and_of_one_place_alone(make_rows: MakeRows) -> None:
+    rows = [{**row, "env_id": "A", "num_clients": 10} for row in make_rows()]
+    dear = [{**row, "num_clients": 100} for row in rows]
+    times = [
+        {**row, "seconds_per_round": seconds, "server_seconds": seconds, "feature_seconds": 0.0}
+        for group, seconds in ((rows, 0.001), (dear, 0.5))
+        for row in group
+    ]
+    assert entry(summarise(rows, times), "fedavg")["server_seconds"] == 0.001
+    assert np.isnan(entry(summarise([*rows, *dear], times), "fedavg")["server_seconds"])
+    by_place = costs_by_place(times)
+    of_fedavg = [(one["num_clients"], one["server_seconds"]) for one in by_place if one["rule"] == "fedavg"]
+    assert of_fedavg == [(10, 0.001), (100, 0.5)]
+    shown = list(csv.reader(io.StringIO(to_csv(costs(by_place, [])))))
+    assert shown[0][:2] == ["rule", "in"]
+    assert ["fedavg", "100 clients"] in [line[:2] for line in shown]
+    one_place = costs([each for each in by_place if each["num_clients"] == 10], [])
+    assert list(one_place.header)[:2] == ["rule", "round ms"]

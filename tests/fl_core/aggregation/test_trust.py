@@ -97,17 +97,17 @@ def test_a_number_that_cannot_be_is_refused_with_its_value(name, value):
         TrustWeighting(**{name: value})
 
 
-def voices_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
+def discount_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
     """What trust is multiplied by, from the definition, pair by pair."""
-    company = []
+    mass = []
     for i, one in enumerate(updates):
         total = 1.0
         for j, other in enumerate(updates):
             lengths = np.linalg.norm(one) * np.linalg.norm(other)
             if i != j and lengths > 0:
                 total += max(one @ other / lengths, 0) ** exponent
-        company.append(total)
-    return np.minimum(1, np.median(company) / np.array(company))
+        mass.append(total)
+    return np.minimum(1, np.median(mass) / np.array(mass))
 
 
 @quick
@@ -118,17 +118,17 @@ def voices_by_loops(updates: np.ndarray, exponent: float) -> np.ndarray:
     zero=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_sybils_share_their_voices_as_defined(view, clients, sybils, exponent, zero, seed):
+def test_sybils_are_discounted_as_defined(view, clients, sybils, exponent, zero, seed):
     rng = np.random.default_rng(seed)
     updates = rng.standard_normal((clients, 15)) * rng.uniform(0.01, 100, (clients, 1)) + 0.5
     updates = np.concatenate([updates, np.repeat(updates[:1], sybils, axis=0)])
     updates[0] *= not zero
     updates = updates.astype(np.float32)
     trust = rng.uniform(0.1, 1, len(updates)).astype(np.float32)
-    expected = voices_by_loops(updates.astype(np.float64), exponent)
+    expected = discount_by_loops(updates.astype(np.float64), exponent)
     seen = view(torch.from_numpy(updates))
     weighting = TrustWeighting("none", sybil_exponent=exponent)
-    np.testing.assert_allclose(weighting.voices(seen.accepted).numpy(), expected, rtol=1e-5)
+    np.testing.assert_allclose(weighting.discount(seen.accepted).numpy(), expected, rtol=1e-5)
     result = GivenTrust(torch.from_numpy(trust), weighting)(seen)
     without = GivenTrust(torch.from_numpy(trust * expected.astype(np.float32)), TrustWeighting("none"))(seen)
     torch.testing.assert_close(result.update, without.update)
@@ -138,19 +138,19 @@ def test_sybils_share_their_voices_as_defined(view, clients, sybils, exponent, z
 
 def test_copies_of_one_update_weigh_little_more_than_one_among_clients_who_differ(normal):
     honest, copies = normal(14, 4000), normal(1, 4000, seed=1).expand(6, -1)
-    voices = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies]))
-    assert voices[14:].sum() == pytest.approx(1, abs=0.05)
-    assert voices[:14].min() > 0.98
+    discount = TrustWeighting(sybil_exponent=2).discount(torch.cat([honest, copies]))
+    assert discount[14:].sum() == pytest.approx(1, abs=0.05)
+    assert discount[:14].min() > 0.98
 
 
-def test_noise_that_sybils_add_buys_voices_by_degrees(normal):
+def test_noise_that_sybils_add_buys_weight_back_by_degrees(normal):
     honest, copies = normal(14, 4000), normal(1, 4000, seed=1).expand(6, -1)
 
-    def heard(noise: float) -> float:
+    def discounted(noise: float) -> float:
         noisy = copies + noise * normal(6, 4000, seed=2)
-        return float(TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, noisy]))[14:].sum())
+        return float(TrustWeighting(sybil_exponent=2).discount(torch.cat([honest, noisy]))[14:].sum())
 
-    by_noise = [heard(noise) for noise in (0, 0.5, 1, 2)]
+    by_noise = [discounted(noise) for noise in (0, 0.5, 1, 2)]
     assert by_noise == sorted(by_noise)
     assert by_noise[2] == pytest.approx(6 / 2.25, abs=0.1)  # cosines of 0.5
     assert by_noise[-1] - by_noise[0] > 3
@@ -166,13 +166,13 @@ def test_clients_who_are_all_alike_lose_nothing(view, normal):
 
 def test_nobody_gains_by_others_being_sybils_and_a_majority_of_them_goes_unnoticed(normal):
     honest, copies = normal(4, 4000), normal(1, 4000, seed=1)
-    few = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies.expand(3, -1)]))
+    few = TrustWeighting(sybil_exponent=2).discount(torch.cat([honest, copies.expand(3, -1)]))
     assert few.max() == 1
-    many = TrustWeighting(sybil_exponent=2).voices(torch.cat([honest, copies.expand(6, -1)]))
-    assert many.min() > 0.95  # the median client is one of them: counting voices is no help against a majority
+    many = TrustWeighting(sybil_exponent=2).discount(torch.cat([honest, copies.expand(6, -1)]))
+    assert many.min() > 0.95  # the median client is one of them: discounting is no help against a majority
 
 
-def test_the_voices_of_rejected_clients_are_not_counted(view, normal):
+def test_rejected_clients_discount_nobody(view, normal):
     updates = normal(6, 9)
     updates[3:] = updates[2]
     broken = updates.clone()
@@ -180,17 +180,17 @@ def test_the_voices_of_rejected_clients_are_not_counted(view, normal):
     rule = GivenTrust(torch.ones(6), TrustWeighting(sybil_exponent=2))
     kept = GivenTrust(torch.ones(5), rule.weighting)(view(updates[:5]))
     torch.testing.assert_close(rule(view(broken)).weights[:5], kept.weights)
-    assert rule.weighting.voices(updates[:0]).shape == (0,)
+    assert rule.weighting.discount(updates[:0]).shape == (0,)
 
 
-def test_the_safeguards_candidates_have_shared_voices_too(view, normal, monkeypatch):
+def test_the_safeguards_candidates_are_discounted_too(view, normal, monkeypatch):
     updates = torch.cat([normal(4, 15), normal(1, 15, seed=1).expand(3, -1)])
     weighting = TrustWeighting("none", safeguard=True, sybil_exponent=2)
     monkeypatch.setattr(trust_module, "_least", lambda losses, margin: 4)  # half of the weight is the clients'
     result = GivenTrust(torch.ones(7), weighting)(view(updates))
-    voices = weighting.voices(updates)
-    assert voices[4:].max() < 0.6
-    torch.testing.assert_close(result.weights, 0.5 * voices / (voices.sum() + 1))
+    discount = weighting.discount(updates)
+    assert discount[4:].max() < 0.6
+    torch.testing.assert_close(result.weights, 0.5 * discount / (discount.sum() + 1))
     assert result.root_weight == pytest.approx(1 - float(result.weights.sum()))
 
 

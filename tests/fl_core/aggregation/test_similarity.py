@@ -1,4 +1,4 @@
-"""Company over rounds: its definition by loops, whose memory it is, and what it makes of attackers with one aim."""
+"""Similarity over rounds: its definition by loops, whose memory it is, and what it makes of attackers with one aim."""
 
 import copy
 import pickle
@@ -12,26 +12,34 @@ from hypothesis import strategies as st
 
 from agents.deployed import TrustAggregator
 from agents.trust_net import TrustNet
-from fl_core.aggregation import CompanyMemory, Composed, GivenTrust, TrustWeighting, make_rule, rule_factory, rule_names
-from fl_core.aggregation.company import trusted_median
+from fl_core.aggregation import (
+    Composed,
+    GivenTrust,
+    SimilarityMemory,
+    TrustWeighting,
+    make_rule,
+    rule_factory,
+    rule_names,
+)
 from fl_core.aggregation.preaggregation import Bucketing
+from fl_core.aggregation.similarity import trusted_median
 
 REMEMBERS = TrustWeighting("none", sybil_exponent=1, sybil_power=4)
 ROUNDS, HONEST, ATTACKERS, SIZE = 12, 14, 6, 2000
 
 
 def relative_by_loops(updates: np.ndarray, trust: np.ndarray, exponent: float) -> np.ndarray:
-    """Company over that of the median client by trust, from the definition, pair by pair."""
-    company = []
+    """Similarity mass over that of the median client by trust, from the definition, pair by pair."""
+    mass = []
     for i, one in enumerate(updates):
         total = 1.0
         for j, other in enumerate(updates):
             if i != j:
                 total += max(one @ other / np.linalg.norm(one) / np.linalg.norm(other), 0) ** exponent
-        company.append(total)
-    for value in sorted(company):
-        if sum(t for c, t in zip(company, trust, strict=True) if c <= value) >= trust.sum() / 2:
-            return np.array(company) / value
+        mass.append(total)
+    for value in sorted(mass):
+        if sum(t for c, t in zip(mass, trust, strict=True) if c <= value) >= trust.sum() / 2:
+            return np.array(mass) / value
     raise AssertionError
 
 
@@ -42,9 +50,9 @@ def relative_by_loops(updates: np.ndarray, trust: np.ndarray, exponent: float) -
     rounds=st.lists(st.sets(st.integers(0, 5), min_size=1), min_size=1, max_size=5),
     seed=st.integers(0, 2**31),
 )
-def test_a_voice_is_of_the_mean_over_the_rounds_that_a_client_took_part_in(view, exponent, power, rounds, seed):
+def test_a_discount_is_of_the_mean_over_the_rounds_that_a_client_took_part_in(view, exponent, power, rounds, seed):
     rng = np.random.default_rng(seed)
-    weighting, company = TrustWeighting("none", sybil_exponent=exponent, sybil_power=power), CompanyMemory()
+    weighting, memory = TrustWeighting("none", sybil_exponent=exponent, sybil_power=power), SimilarityMemory()
     past: dict[int, list[float]] = {}
     for present in map(sorted, rounds):
         sent = (rng.standard_normal((len(present), 15)) + 0.5).astype(np.float32)
@@ -52,10 +60,10 @@ def test_a_voice_is_of_the_mean_over_the_rounds_that_a_client_took_part_in(view,
         for client, value in zip(present, relative_by_loops(sent.astype(float), trust, exponent), strict=True):
             past.setdefault(client, []).append(value)
         seen = replace(view(torch.from_numpy(sent)), clients=torch.tensor(present))
-        result = GivenTrust(torch.from_numpy(trust), weighting, company)(seen)
+        result = GivenTrust(torch.from_numpy(trust), weighting, memory)(seen)
         heard = [t * min(1, 1 / np.mean(past[c])) ** power for c, t in zip(present, trust, strict=True)]
         np.testing.assert_allclose(result.weights.numpy(), np.array(heard) / (sum(heard) + 1), rtol=1e-4)
-    assert company.means() == pytest.approx({client: np.mean(values) for client, values in past.items()}, rel=1e-5)
+    assert memory.means() == pytest.approx({client: np.mean(values) for client, values in past.items()}, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -70,7 +78,7 @@ def test_in_the_median_clients_count_by_their_trust(trust, expected):
 def rounds_with_one_aim(seed: int = 0) -> torch.Tensor:
     """Updates (rounds, clients, size): all noise, the last six with a little of one direction, the same in all rounds.
 
-    So little that in some rounds an honest client has more company than an attacker.
+    So little that in some rounds an honest client is more alike to others than an attacker.
     """
     generator = torch.Generator().manual_seed(seed)
     updates = torch.randn(ROUNDS, HONEST + ATTACKERS, SIZE, generator=generator)
@@ -92,13 +100,13 @@ def test_attackers_with_one_aim_are_heard_less_from_round_to_round_and_honest_cl
     assert weights[-1, HONEST:].sum() < 0.5 * alone[-1, HONEST:].sum()
 
 
-def test_attackers_without_company_do_not_make_the_honest_ones_suspect_unless_they_are_trusted(view, normal):
+def test_attackers_that_resemble_nobody_do_not_make_the_honest_ones_suspect_unless_they_are_trusted(view, normal):
     honest, noise = 0.7 * normal(1, 2000) + normal(10, 2000, seed=1), normal(10, 2000, seed=2)
     seen = view(torch.cat([honest, noise]))
     weighting = replace(REMEMBERS, sybil_power=8)
     distrusted = torch.cat([torch.ones(10), torch.full((10,), 0.1)])
-    assert (weighting.heard(seen, distrusted)[:10] > 0.4).all()
-    assert (weighting.heard(seen, torch.ones(20))[:10] < 0.1).all()
+    assert (weighting.discounted(seen, distrusted)[:10] > 0.4).all()
+    assert (weighting.discounted(seen, torch.ones(20))[:10] < 0.1).all()
 
 
 def reads_trust(name: str) -> bool:
@@ -160,7 +168,7 @@ def test_rejected_clients_are_not_remembered_for_what_they_sent(view, normal):
 
 
 @pytest.mark.parametrize("anchor", [0.0, 1.0])
-def test_no_voice_becomes_nothing_however_large_the_power(view, normal, anchor):
+def test_no_discount_leaves_nothing_however_large_the_power(view, normal, anchor):
     updates = torch.cat([normal(14, 500), normal(1, 500, seed=1).expand(6, -1)])
     trust = torch.cat([torch.zeros(14), torch.ones(6)])
     weighting = TrustWeighting("none", root_anchor=anchor, sybil_exponent=2, sybil_power=1e6)
@@ -174,10 +182,10 @@ def test_no_voice_becomes_nothing_however_large_the_power(view, normal, anchor):
 def test_a_round_in_which_nobody_is_trusted_is_remembered_too(view, normal):
     twins = normal(1, 15, seed=1).expand(6, -1) + 0.1 * normal(6, 15, seed=2)
     weighting = replace(REMEMBERS, root_anchor=0)
-    met, fresh = CompanyMemory(), CompanyMemory()
+    met, fresh = SimilarityMemory(), SimilarityMemory()
     nobody = GivenTrust(torch.zeros(6), weighting, met)(view(torch.cat([normal(2, 15), twins[2:]])))
     assert nobody.root_weight == 1
-    after = [GivenTrust(torch.ones(6), weighting, company)(view(normal(6, 15))).weights for company in (met, fresh)]
+    after = [GivenTrust(torch.ones(6), weighting, memory)(view(normal(6, 15))).weights for memory in (met, fresh)]
     assert not torch.equal(*after)
 
 

@@ -1,4 +1,4 @@
-"""How alike clients are to each other: who has more company than the others may be several voices of one."""
+"""How alike clients are to each other: those that are more alike than the others may be sybils of one."""
 
 from dataclasses import dataclass, field
 
@@ -10,8 +10,8 @@ from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import median
 
 
-def company_of(updates: Tensor, exponent: float) -> Tensor:
-    """Each client's company ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included.
+def similarity_mass(updates: Tensor, exponent: float) -> Tensor:
+    """Each client's similarity mass ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included.
 
     Args:
         updates: (A, P).
@@ -34,11 +34,11 @@ def trusted_median(values: Tensor, trust: Tensor) -> Tensor:
 
 
 @dataclass(eq=False)
-class CompanyMemory:
-    """The company of each client relative to the median client's, as a mean over the rounds that it took part in.
+class SimilarityMemory:
+    """Each client's similarity mass over that of the median client, as a mean over the rounds that it took part in.
 
     Attackers with one aim are alike in every round; honest clients whose batches are alike by chance, in some. In the
-    median clients count by their trust: otherwise attackers without any company, who send noise, would make that of
+    median clients count by their trust: otherwise attackers that resemble nobody, who send noise, would make that of
     the honest ones suspect.
     """
 
@@ -57,14 +57,14 @@ class CompanyMemory:
 
         Args:
             view: The round.
-            exponent: p of ``company_of``.
+            exponent: p of ``similarity_mass``.
             trust: (A,), of the accepted clients, A at least 1.
 
         Returns:
             (A,) float64 on the CPU, above 0: their means, this round's included.
         """
-        company = company_of(view.accepted, exponent)
-        relative = company / trusted_median(company, trust.cpu())
+        mass = similarity_mass(view.accepted, exponent)
+        relative = mass / trusted_median(mass, trust.cpu())
         means = []
         for client, value in zip(view.accepted_clients.tolist(), relative.tolist(), strict=True):
             total, rounds = self._sums.get(client, (0.0, 0))
