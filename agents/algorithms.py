@@ -166,7 +166,7 @@ def make_algorithm(
     env: VecEnv,
     *,
     seed: int,
-    timesteps: int = 512,
+    timesteps: int | None = None,
     warm_started: bool = False,
     distribution: str | None = None,
     env_id: str = "default",
@@ -178,7 +178,7 @@ def make_algorithm(
         name: One of ``algorithm_names()``.
         env: Training environments.
         seed: Seed of the algorithm.
-        timesteps: Length of the run: a rollout is no longer.
+        timesteps: Length of the run: a rollout is no longer. ``None`` for rollouts as long as the settings say.
         warm_started: The algorithm gets a policy that knows something already, and refines it.
         distribution: Of the actions; by default what the settings say.
         env_id: Environment to look up in the settings.
@@ -250,9 +250,10 @@ def _check_policy(name: str, policy_kwargs: Mapping[str, Any]) -> None:
         raise ValueError("policy_kwargs: n_quantiles must be a whole number of at least 1 for tqc, got null")
 
 
-def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int) -> dict[str, int]:
+def _rollout(kwargs: dict[str, Any], meant_for: int, envs: int, timesteps: int | None) -> dict[str, int]:
     """Steps an environment, so that a rollout over all of them is as long as the settings mean, or as the run."""
-    steps = max(min(kwargs["n_steps"] * meant_for, timesteps) // envs, min(8, kwargs["n_steps"]))
+    whole = kwargs["n_steps"] * meant_for
+    steps = max((whole if timesteps is None else min(whole, timesteps)) // envs, min(8, kwargs["n_steps"]))
     if "batch_size" not in kwargs:
         return {"n_steps": steps}
     # Minibatches are of one size, which Stable-Baselines3 asks for.

@@ -114,7 +114,7 @@ class FixedScenarioEvaluation(BaseCallback):
         """Plays the episodes, logs, and returns the mean reward of a round."""
         episodes, accuracy = zip(*(self._play(self.SEED + i) for i in range(self._episodes)), strict=True)
         mean = float(np.mean(episodes))
-        self.logger.record("eval/mean_reward", mean)
+        self.logger.record("eval/mean_round_reward", mean)
         self.logger.record("eval/validation_accuracy", float(np.mean(accuracy)))
         self.logger.dump(self.num_timesteps)
         self._timesteps.append(self.num_timesteps)

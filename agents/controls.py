@@ -20,11 +20,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from tqdm import tqdm
 
-from agents.environments import base_env, make_env, make_training_envs
+from agents.environments import make_env, make_training_envs
 from agents.warm_start import Progress, Recording, honest_loss, mixed_behaviour, record, trusted_loss
 from fl_core.aggregation import learned
 from fl_core.files import write_json
 from fl_core.fingerprint import FEATURES
+from optigrad_env.env import federated
 from optigrad_env.scenarios import TRAINING_SPLITS, ScenarioDistribution
 
 COMMAND = "python -m agents.controls"
@@ -95,7 +96,7 @@ def record_rounds(controls: Controls, rng: np.random.Generator, progress: Progre
     envs = make_training_envs(controls.env_id, controls.federations, controls.seed, processes=1, **settings)
     try:
         federations = [
-            base_env(make_env(controls.env_id, split_seed=split, **settings)).federation for split in _splits(controls)
+            federated(make_env(controls.env_id, split_seed=split, **settings)).federation for split in _splits(controls)
         ]
         return record(envs, federations, controls.rounds, mixed_behaviour(envs, rng), progress)
     finally:

@@ -1,4 +1,4 @@
-"""The critic first: an algorithm with a replay buffer starts with what the warm start has played, and has learned it.
+"""Critic warm-up for off-policy algorithms: on the warm start's rounds, which the replay buffer begins with.
 
 Otherwise its first steps would follow the gradient of a critic that knows nothing, and undo the warm start.
 (On-policy algorithms have a value head, which the warm start trains itself.)

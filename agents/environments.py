@@ -14,7 +14,6 @@ from agents.resumable import Resumable
 from agents.vec_env import FederationVecEnv
 from agents.worker_vec_env import WorkerVecEnv
 from fl_core.registry import check_known
-from optigrad_env import OptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 from optigrad_env.wrappers import RoundRecorder
 
@@ -37,14 +36,6 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
 def given_settings(**settings: Any) -> dict[str, Any]:
     """What a command line says of the federation: without what was left unsaid, which is the environment's."""
     return {name: value for name, value in settings.items() if value is not None and value is not False}
-
-
-def base_env(env: gym.Env[Any, Any]) -> OptiGradEnv:
-    """The federation's environment under the wrappers."""
-    inner = env.unwrapped
-    if not isinstance(inner, OptiGradEnv):
-        raise ValueError(f"{inner} is not one of {', '.join(environment_ids())}")
-    return inner
 
 
 def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | None = None, **kwargs: Any) -> VecEnv:

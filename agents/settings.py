@@ -35,20 +35,20 @@ class TrainingSettings:
     algo: str = "ppo"
     """Algorithm: ppo, a2c, trpo, sac, td3 or tqc."""
     distribution: str | None = None
-    """Of the actions: squashed, beta or gaussian; by default the one in the algorithm's settings."""
+    """Action distribution: squashed, beta or gaussian; by default that of the algorithm's settings."""
     hyperparams: Path | None = None
     """Settings of the algorithm, a YAML file in rl_zoo3's form; by default agents/hyperparams/ALGO.yml."""
     timesteps: int = 20_000
-    """Federated rounds to learn from, over all environments, rounded up to whole rollouts, which the algorithm's
-    settings say the length of; those of the warm start are extra."""
+    """Environment steps, that is federated rounds, over all environments, rounded up to whole rollouts (whose length is
+    in the algorithm's settings); the rounds of the warm start are extra."""
     n_envs: int = 2
-    """Environments, each with root data of its own, shared out over one process a core: more are more diverse."""
+    """Environments, each with root data of its own, over one worker process a core; more give more diverse data."""
     num_clients: int | None = None
     """Clients in the training federation, by default the environment's; the policy runs with any other number too."""
     scenarios: str = "default"
     """Named distribution of training scenarios: default; broad (up to 60 % malicious, more kinds of heterogeneity,
-    later attacks); faint (the same, and attacks too weak to stand out); wide (broad, and other root data in every
-    episode; without the gradient of the warm start)."""
+    later attacks); faint (the same, and attacks too weak to stand out); wide (broad with alpha from 0.1, and other root
+    data in every episode; without the gradient of the warm start)."""
     data_dir: Path | None = None
     """Where the data set's files are; by default $OPTIGRAD_DATA, else the user's cache directory."""
     download: bool = False
@@ -69,7 +69,7 @@ class TrainingSettings:
     warm_start: Literal["clone+gradient", "gradient", "clone", "none"] = "clone+gradient"
     """Before the algorithm starts: clone honest/malicious labels, then follow the gradient through the aggregation."""
     clone_weight: float = 0.0
-    """Weight of the cloning loss while the gradient is followed, against policies that trust nobody but root data."""
+    """Weight of the cloning loss in the gradient stage; above 0 it keeps the policy from trusting root data alone."""
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
     warm_start_memory: float = 2.0
@@ -84,7 +84,7 @@ class TrainingSettings:
     eval_episodes: int = 10
     """Episodes of an evaluation."""
     select_by: Literal["reward", "accuracy"] = "reward"
-    """What the best policy has most of there: mean reward, or validation accuracy after the last round."""
+    """Criterion for the best policy: mean reward, or validation accuracy after the last round."""
     checkpoint_every: int = 500
     """Time steps between checkpoints for --resume, rounded up to whole rollouts."""
     progress: bool = True

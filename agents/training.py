@@ -21,7 +21,7 @@ from agents.console import Console
 from agents.critics import critic_steps, replay_keeper, warm_critic
 from agents.dataset_options import parse_dataset_options
 from agents.deployed import load_policy, read_card, save_policy, weighting_of
-from agents.environments import base_env, given_settings, make_env, make_training_envs
+from agents.environments import given_settings, make_env, make_training_envs
 from agents.run_directory import (
     EVALUATIONS,
     HYPERPARAMS,
@@ -37,6 +37,7 @@ from agents.settings import TrainingSettings
 from agents.warm_start import WarmStart, affordable, units, warm_start
 from fl_core.aggregation import TrustWeighting
 from fl_core.files import write_atomically
+from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS, ScenarioDistribution, make_scenarios
 
 _SELECTED_BY = {"reward": "mean reward", "accuracy": "accuracy after the last round"}
@@ -99,7 +100,7 @@ def train(settings: TrainingSettings) -> Summary:
     )
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
-    evaluation_env.reset(seed=0, options=_hardest(base_env(evaluation_env).scenarios))
+    evaluation_env.reset(seed=0, options=_hardest(federated(evaluation_env).scenarios))
     config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
     # Read before anything is deleted: they may lie in the directory that is to be overwritten.
     hyperparams = None if settings.settings_file is None else settings.settings_file.read_bytes()
@@ -152,7 +153,7 @@ def _run(
     federation: dict[str, Any],
 ) -> Summary:
     done = 0 if saved is None else model.num_timesteps
-    weighting = replace(base_env(evaluation_env).federation.config.weighting, safeguard=settings.safeguard)
+    weighting = replace(federated(evaluation_env).federation.config.weighting, safeguard=settings.safeguard)
     keep_policy = _policy_keeper(model, directory, _provenance(settings, directory, evaluation_env), weighting)
     evaluation = FixedScenarioEvaluation(
         evaluation_env,
@@ -251,7 +252,7 @@ def _logger(folder: Path, console: Console) -> Logger:
 
 
 def _provenance(settings: TrainingSettings, directory: Path, evaluation_env: gym.Env[Any, Any]) -> dict[str, Any]:
-    env = base_env(evaluation_env)
+    env = federated(evaluation_env)
     return {
         "command": read_config(directory)["command"],
         "env_id": settings.env_id,
@@ -299,7 +300,7 @@ def _warm_start(
     model: Any, envs: VecEnv, settings: TrainingSettings, federation: dict[str, Any], console: Console
 ) -> None:
     copies = [
-        base_env(make_env(settings.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
+        federated(make_env(settings.env_id, **federation, split_seed=TRAINING_SPLITS + i)).federation
         for i in range(settings.n_envs)
     ]
     wanted = settings.warm_start_length

@@ -94,7 +94,7 @@ def affordable(federation: Federation, wanted: float = 1.0, memory: float = 2.0)
         federation: One of those whose rounds are recorded.
         wanted: The length asked for; what time allows is less for large images.
         memory: For the updates of recorded rounds, in GiB. All of a round are kept: 150 kB for twenty clients on
-            digits, 8 MB on 28x28 images; what is kept beside them, three more of their size, is not counted.
+            digits, 8 MB on 28x28 images; three further vectors (P,) a round are not counted.
     """
     round_size = 4 * federation.config.num_clients * federation.layout.num_shared
     pixels = prod(federation.dataset.image_shape)

@@ -22,13 +22,14 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from agents.algorithms import read_hyperparams
-from agents.environments import base_env, make_env, make_training_envs
+from agents.environments import make_env, make_training_envs
 from agents.playing import Act, greedy, play
 from agents.policies import AttentionPolicy
 from agents.trust_net import TrustNet
 from agents.warm_start import WarmStart, warm_start
 from fl_core.files import write_csv
 from fl_core.fingerprint import FEATURES
+from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 ENVIRONMENT = "OptiGrad/Digits-v0"
@@ -104,7 +105,7 @@ def networks() -> dict[str, Callable[[], TrustNet]]:
 def warm_started(make: Callable[[], TrustNet], kind: str, length: float, seed: int) -> Act:
     """A network after its warm start on eight federations."""
     envs = make_training_envs(ENVIRONMENT, 8, seed, processes=1, scenarios="broad")
-    copies = [base_env(make_env(ENVIRONMENT, split_seed=TRAINING_SPLITS + i)).federation for i in range(8)]
+    copies = [federated(make_env(ENVIRONMENT, split_seed=TRAINING_SPLITS + i)).federation for i in range(8)]
     with torch.random.fork_rng():
         torch.manual_seed(seed)  # torch's layers draw their first weights from the global stream only
         policy = make()

@@ -27,11 +27,12 @@ from rich.table import Table
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from agents.callbacks import FixedScenarioEvaluation
-from agents.environments import base_env, make_env
+from agents.environments import make_env
 from agents.playing import greedy
 from agents.trust_net import TrustNet
 from agents.warm_start import WarmStart, warm_start
 from fl_core.files import write_csv
+from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 from optigrad_env.wrappers import RoundRecorder
 
@@ -91,7 +92,7 @@ def time_steps(steps: int) -> dict[str, float]:
     envs = {env_id: make_env(env_id, rounds=steps + 20) for env_id in ids}
     for env in envs.values():
         env.reset(seed=0, options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})
-    action = np.zeros(base_env(envs[TARGET]).federation.config.num_clients, np.float32)
+    action = np.zeros(federated(envs[TARGET]).federation.config.num_clients, np.float32)
     times: dict[str, list[float]] = {env_id: [] for env_id in ids}
     for step in range(steps + 20):
         for env_id, env in envs.items():
@@ -107,7 +108,7 @@ def train(policy: TrustNet, env_id: str, rounds: int, seed: int) -> float:
     envs = [RoundRecorder(make_env(env_id, split_seed=TRAINING_SPLITS + i)) for i in range(2)]
     vector = DummyVecEnv([lambda env=env: env for env in envs])  # type: ignore[misc]
     vector.seed(seed)
-    federations = [base_env(make_env(env_id, split_seed=TRAINING_SPLITS + i)).federation for i in range(2)]
+    federations = [federated(make_env(env_id, split_seed=TRAINING_SPLITS + i)).federation for i in range(2)]
     settings = WarmStart().scaled(rounds / WarmStart.rounds) if rounds < WarmStart.rounds else WarmStart(rounds)
     started = time.perf_counter()
     warm_start(policy, vector, federations, settings, seed, lambda done: None)

@@ -16,9 +16,10 @@ import tyro
 
 from agents.algorithms import make_algorithm
 from agents.callbacks import FixedScenarioEvaluation
-from agents.environments import base_env, make_env, make_training_envs
+from agents.environments import make_env, make_training_envs
 from agents.warm_start import WarmStart, warm_start
 from fl_core.files import write_csv
+from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 ENVIRONMENT, ENVS = "OptiGrad/Digits-v0", 2
@@ -53,7 +54,7 @@ def main(arguments: Arguments) -> None:
 
 def _warm_started(seed: int) -> dict[str, Any]:
     envs = make_training_envs(ENVIRONMENT, ENVS, seed, processes=1)
-    copies = [base_env(make_env(ENVIRONMENT, split_seed=TRAINING_SPLITS + i)).federation for i in range(ENVS)]
+    copies = [federated(make_env(ENVIRONMENT, split_seed=TRAINING_SPLITS + i)).federation for i in range(ENVS)]
     policy = make_algorithm("ppo", envs, seed=seed).policy.trust_net
     warm_start(policy, envs, copies, WarmStart(), seed, lambda _: None)
     envs.close()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-from fl_core.config import FederationConfig, settings_of
+from fl_core.config import settings_of
 from fl_core.federation import Federation, Round
 from fl_core.scenario import Scenario
 
@@ -26,7 +26,7 @@ def state_of(federation: Federation, round_: Round) -> dict[str, Any]:
         round_: What its last ``local_round`` gave.
     """
     return {
-        "settings": _settings(federation.config),
+        "settings": _settings(federation),
         "scenario": {field.name: getattr(federation.scenario, field.name) for field in fields(Scenario)},
         "entropy": federation.entropy,
         "round": federation.round,
@@ -53,7 +53,7 @@ def restore(federation: Federation, state: dict[str, Any]) -> Round:
     Raises:
         ValueError: The state is of a federation with another configuration; the message says what differs.
     """
-    check_same("a federation", state["settings"], _settings(federation.config))
+    check_same("a federation", state["settings"], _settings(federation))
     federation.reset(Scenario(**copy.deepcopy(state["scenario"])), state["entropy"])
     federation.round = state["round"]
     federation.shared, federation.local = state["shared"].clone(), state["local"].clone()
@@ -92,5 +92,7 @@ def check_state(state: Any, *parts: str) -> None:
         )
 
 
-def _settings(config: FederationConfig) -> dict[str, Any]:
-    return {name: value for name, value in settings_of(config).items() if name not in _IGNORED}
+def _settings(federation: Federation) -> dict[str, Any]:
+    """With the engine that ``auto`` stands for: another one would go on with other bits."""
+    settings = {name: value for name, value in settings_of(federation.config).items() if name not in _IGNORED}
+    return {**settings, "engine": federation.engine.name}

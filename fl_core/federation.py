@@ -37,8 +37,8 @@ class Round:
 
     Attributes:
         view: What the server sees: a row for each of the N clients that take part.
-        malicious: (N,) bool, row by row of the view, on the CPU. Truth.
-        attacking: Whether the malicious clients attack in this round. Truth.
+        malicious: (N,) bool, row by row of the view, on the CPU. Ground truth, as is the next: no defence has it.
+        attacking: Whether the malicious clients attack in this round.
         participants: (N,) int64, ascending: which client each row is.
     """
 
@@ -49,7 +49,7 @@ class Round:
 
     @property
     def corrupted(self) -> Tensor:
-        """(N,) bool on the CPU: whose update is an attack in this round; before the onset nobody's. Truth."""
+        """(N,) bool on the CPU: whose update is an attack in this round; before the onset nobody's. Ground truth."""
         return self.malicious & self.attacking
 
 

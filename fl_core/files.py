@@ -1,15 +1,19 @@
 """Files that are there in full or not at all."""
 
 import csv
-import fcntl
 import io
 import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
+
+# Not on Windows.
+fcntl: Any = import_module("fcntl") if find_spec("fcntl") else None
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -30,10 +34,14 @@ def write_atomically(path: Path, content: bytes) -> None:
 def lock(path: Path) -> IO[bytes]:
     """Locks a file, made if it is not there, until it is closed or the process ends.
 
+    Where the system has no such locks (Windows) nobody is kept away.
+
     Raises:
         BlockingIOError: Another process has it.
     """
     file = path.open("wb")
+    if fcntl is None:
+        return file
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

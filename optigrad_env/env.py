@@ -41,7 +41,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     ## Action Space
 
-    The action is an `ndarray` of shape `(N,)`, dtype `float32`, values in [-1, 1]: one a client. Trust is `σ(5a)`.
+    The action is an `ndarray` of shape `(N,)`, dtype `float32`, values in [-1, 1]: one per client. Trust is `σ(5a)`.
 
     | Num | Action               | Min | Max |
     |-----|----------------------|-----|-----|
@@ -49,16 +49,16 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     ## Observation Space
 
-    The observation is an `ndarray` of shape `(N, 6)`, dtype `float32`: a row a client, a column a feature.
+    The observation is an `ndarray` of shape `(N, 6)`, dtype `float32`: one row per client, one column per feature.
 
     | Num | Feature                | Meaning | Min | Max |
     |-----|------------------------|---------|-----|-----|
-    | 0   | `reconstruction_error` | of a VAE for honest updates; log-ratio to its median on simulated ones | -3 | 3 |
+    | 0   | `reconstruction_error` | VAE error; log-ratio to its median on simulated honest updates | -3 | 3 |
     | 1   | `root_cosine`          | cosine to the reference update, trained on root data | -1 | 1 |
     | 2   | `peer_cosine`          | mean cosine to the other clients' updates | -1 | 1 |
     | 3   | `norm`                 | L2 norm; log-ratio to the round's median | -3 | 3 |
     | 4   | `sign_agreement`       | share of coordinates with the reference's sign, as 2s - 1 | -1 | 1 |
-    | 5   | `shapley`              | Shapley value for the loss on root data, over the round's largest | -1 | 1 |
+    | 5   | `shapley`              | Shapley value on root data, over the round's largest absolute value | -1 | 1 |
 
     A client whose update is not finite shows the worst value in every feature.
 
@@ -75,7 +75,8 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     `reset` draws a scenario (attack and its strength, share of malicious clients, heterogeneity, onset, and where
     `scenarios` says so the root data), a partition of the data, and runs the first local round. `options` pins any
-    field of the scenario: `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`.
+    field of the scenario: `reset(options={"attack": "sign_flip", "malicious_fraction": 0.3, "alpha": 0.5})`. An attack
+    that is pinned comes with its default options, unless `attack_options` are pinned as well.
 
     ## Episode End
 
@@ -85,8 +86,9 @@ class OptiGradEnv(gym.Env[Any, Action]):
 
     `round`, `attack`, `attacking`, `malicious` (N,), `rejected` (N,), `validation_accuracy`, `validation_loss` and the
     training `engine` in use; after a step also `weights` (N,) and `root_weight` (together they sum to 1) and
-    `reward_terms`. This is the truth: an agent that reads it cheats. `malicious` does not change within an episode;
-    `rejected`, `weights` and the scores are those of the round that the step has ended.
+    `reward_terms`. This is the ground truth: an agent that reads it cheats. `round` counts the rounds that have ended.
+    After a step `attacking`, `rejected`, `weights` and the scores are of the round that the step has ended, not of the
+    one that the returned observation shows. `malicious` does not change within an episode.
 
     ## Arguments
 
@@ -101,7 +103,8 @@ class OptiGradEnv(gym.Env[Any, Action]):
     - `reward`: name of a term, or a mapping from names to weights.
     - `scenarios`: a `ScenarioDistribution`, a mapping of its fields, or a name: `"broad"`, from no malicious client to
       a majority of 60 %, nearly equal clients and late attacks too; `"faint"`, the same and attacks too weak to stand
-      out; `"wide"`, as `"broad"` with eight draws of root data of 20 to 200 samples.
+      out; `"wide"`, as `"broad"` with α from 0.1 and eight draws of root data, of 20 to 200 samples and up to half of
+      them of one class.
     - any of `fl_core.federation_settings()`: `objective`, `mu`, `local_steps`, `learning_rate`, `engine`, `root`, ...
     - `device`: one of them too, `"cpu"` or `"cuda"`; observations and infos are NumPy arrays either way.
 
@@ -133,7 +136,7 @@ class OptiGradEnv(gym.Env[Any, Action]):
         num_clients: int = 10,
         rounds: int = 20,
         reward: str | Mapping[str, float] = "oracle_gap",
-        scenarios: ScenarioDistribution | Mapping[str, Any] | None = None,
+        scenarios: str | ScenarioDistribution | Mapping[str, Any] | None = None,
         render_mode: str | None = None,
         **federation: Any,
     ) -> None:
@@ -307,12 +310,12 @@ class OptiGradEnv(gym.Env[Any, Action]):
     ) -> ScenarioDistribution:
         made = make_scenarios(scenarios)
         if made.num_clients is not None or made.participation != (1.0, 1.0):
-            raise ValueError(_FIXED.format(f"scenarios with {made.num_clients=}, {made.participation=}"))
+            raise ValueError(_FIXED.format(made.num_clients, made.participation))
         return made
 
     def _check(self, scenario: Scenario) -> None:
         if not self.masked and (scenario.num_clients not in (None, self._num_clients) or scenario.participation < 1):
-            raise ValueError(_FIXED.format(f"{scenario.num_clients=}, {scenario.participation=}"))
+            raise ValueError(_FIXED.format(scenario.num_clients, scenario.participation))
         if Knowledge(scenario.make_attack().knows).needs_rule:  # a policy that still learns is no rule that is deployed
             raise ValueError(RULE_NEEDED.format(scenario.attack))
 
@@ -385,5 +388,5 @@ _OF_THE_ID = {
 _STATE = ("environment", "federation", "np_random", "np_random_seed", "scores", "aggregate", "similarity", "history")
 _FIXED = (
     "the number of clients and their participation can vary only where the observation has a mask, as in "
-    "OptiGrad/DigitsMasked-v0; got {}"
+    "OptiGrad/DigitsMasked-v0; leave them out, or take that id; got num_clients={}, participation={}"
 )

@@ -81,7 +81,8 @@ class MaskedOptiGradEnv(OptiGradEnv):
     gym.make("OptiGrad/DigitsMasked-v0", num_clients=20, scenarios={"participation": [0.2, 1]})
     ```
 
-    All arguments are those of the environment without a mask; `num_clients` is the largest number of clients, N.
+    All arguments are those of the environment without a mask; `num_clients` is the largest number of clients, N. A
+    `ScenarioDistribution` is used as it is: set its `num_clients` and `participation`, or nobody is ever absent.
 
     ## Checkpoints
 

@@ -46,8 +46,8 @@ def register_environments() -> None:
                 entry_point=entry_point,
                 vector_entry_point=vector_entry_point,
                 kwargs=kwargs,
-                # Gymnasium's passive checker takes a refused reset for done, and fails at the step after the next one.
-                # The tests run both checkers on every id.
+                # Gymnasium's passive checker counts a reset that raised as done, and then fails at a later step. The
+                # tests run both checkers on every id.
                 disable_env_checker=True,
             )
 

@@ -137,6 +137,8 @@ class ScenarioDistribution:
         check_types({"options": pinned}, {"options": dict | None})
         pinned = dict(pinned or {})
         check_known("option", pinned, [field.name for field in fields(Scenario)])
+        if isinstance(pinned.get("attack_options"), Mapping) and "attack" not in pinned:
+            raise ValueError("attack_options are of one attack, and without it another is drawn: pin attack as well")
         attack = str(generator.choice(self.attacks))
         drawn: dict[str, Any] = {
             "attack": attack,
@@ -154,6 +156,9 @@ class ScenarioDistribution:
             drawn["num_clients"] = int(generator.integers(*self.num_clients, endpoint=True))
         if self.participation != (1.0, 1.0):
             drawn["participation"] = float(generator.uniform(*self.participation))
+        of_partition = pinned.get("partition_options")
+        if isinstance(of_partition, Mapping) and "alpha" in of_partition:  # said there, so not drawn
+            del drawn["alpha"]
         return Scenario(**{**drawn, **pinned})
 
     def root(self, draw: int) -> dict[str, Any]:
@@ -190,9 +195,9 @@ def _log_uniform(generator: np.random.Generator, low: float, high: float) -> flo
 
 # More of what the default draws: no malicious clients and a malicious majority, nearly equal clients, late attacks.
 BROAD = ScenarioDistribution(malicious_fraction=(0.0, 0.6), alpha=(0.05, 10.0), onset=(0, 10))
-# The same with attacks too weak to stand out: what they cost a federation is the length of its step.
+# As BROAD, with attacks too weak for any one feature to show: what they cost is the length of the aggregate's step.
 FAINT = replace(BROAD, weakest=0.05)
-# Everything drawn: also no malicious clients and a malicious majority, nearly equal clients, late attacks, other roots.
+# As BROAD with α from 0.1, and root data of other sizes, up to half of them of one class.
 WIDE = ScenarioDistribution(
     malicious_fraction=(0.0, 0.6), alpha=(0.1, 10.0), onset=(0, 10), roots=8, root_size=(20, 200), root_bias=(0.0, 0.5)
 )

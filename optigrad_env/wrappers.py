@@ -271,8 +271,8 @@ class RandomObservation(ClientObservation, RecordConstructorArgs):
 
     Args:
         env: The environment.
-        seed: Seed of the draws; a seed that the environment is reset with begins them anew. Of one that was never given
-            a seed they begin with what it has drawn for itself: two such environments differ.
+        seed: Seed of the draws. Resetting with a seed begins them anew, from both seeds. An environment that was never
+            seeded takes its own random seed, so two such environments differ.
     """
 
     def __init__(self, env: gym.Env[Any, Action], seed: int = 0) -> None:

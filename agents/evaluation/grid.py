@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from agents.environments import base_env, make_env
+from agents.environments import make_env
 from agents.evaluation.contestants import Contestant, contestants
 from agents.evaluation.heterogeneity import parse_heterogeneity
 from agents.evaluation.options import parse_options
@@ -18,6 +18,7 @@ from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.aggregation import ServerView, takes_num_byzantine
 from fl_core.config import FederationConfig, frozen
 from optigrad_env import TRAIN_ATTACKS
+from optigrad_env.env import federated
 from optigrad_env.masked import MaskedOptiGradEnv
 from optigrad_env.scenarios import TRAINING_SPLITS
 
@@ -296,7 +297,7 @@ def _environment_settings(
 ) -> dict[str, Any]:
     """Settings of an environment's federation. Made once: an environment loads its data set."""
     given = {**dict(settings), **({} if num_clients is None else {"num_clients": num_clients})}
-    env = base_env(make_env(env_id, **given))
+    env = federated(make_env(env_id, **given))
     if isinstance(env, MaskedOptiGradEnv):
         raise ValueError(
             f"environment {env_id!r} is for training with clients that come and go, and a cell has all of its clients "

@@ -160,12 +160,10 @@ class Mixed:
     Attributes:
         updates: (M, P), for the next part to see.
         mixing: (M, A), the share of each client in each row, rows of sum 1; ``None`` where row i is client i's.
-        of_clients: Row i still stands for client i; not so for buckets.
     """
 
     updates: Tensor
     mixing: Tensor | None
-    of_clients: bool = True
 
 
 class PreAggregation(ABC):
@@ -224,19 +222,19 @@ class Composed(Rule):
         """See ``Rule.aggregate``."""
         mixed = self.step.mix(view)
         rows = len(mixed.updates)
-        result = self.rule(_view_of(view, mixed))
+        result = self.rule(_view_of(view, mixed, of_clients=self.step.keeps_clients))
         if result.weights is None:
             return result
-        weights = result.weights[:rows] if not mixed.of_clients else result.weights[~view.rejected]
+        weights = result.weights[~view.rejected] if self.step.keeps_clients else result.weights[:rows]
         if mixed.mixing is not None:
             weights = weights @ mixed.mixing.to(weights)
         return Aggregate(result.update, weights, result.root_weight)
 
 
-def _view_of(view: ServerView, mixed: Mixed) -> ServerView:
+def _view_of(view: ServerView, mixed: Mixed, *, of_clients: bool) -> ServerView:
     """The view of the next part. Rejected clients stay in it, rejected: the next part's f counts them as found."""
     rejected = len(view.updates) - len(view.accepted)
-    if not mixed.of_clients:
+    if not of_clients:
         nobody = mixed.updates.new_full((rejected, mixed.updates.shape[1]), nan)
         return replace(view, updates=torch.cat([mixed.updates, nobody]) if rejected else mixed.updates, clients=None)
     if not rejected:

@@ -72,7 +72,7 @@ class Bucketing(PreAggregation):
         mixing = torch.zeros(len(buckets), n)
         for row, members in zip(mixing, buckets, strict=True):
             row[members] = 1 / len(members)
-        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing, of_clients=False)
+        return Mixed(mixing.to(view.accepted) @ view.accepted, mixing)
 
 
 @register_preaggregation("clipping")

@@ -37,9 +37,9 @@ def trusted_median(values: Tensor, trust: Tensor) -> Tensor:
 class SimilarityMemory:
     """Each client's similarity mass over that of the median client, as a mean over the rounds that it took part in.
 
-    Attackers with one aim are alike in every round; honest clients whose batches are alike by chance, in some. In the
-    median clients count by their trust: otherwise attackers that resemble nobody, who send noise, would make that of
-    the honest ones suspect.
+    Attackers with one aim are alike in every round; honest clients whose batches are alike by chance, in some. The
+    median is weighted by trust: otherwise attackers that send unrelated noise would lower it, and the honest clients'
+    similarity would look suspicious.
     """
 
     _sums: dict[int, tuple[float, int]] = field(default_factory=dict)

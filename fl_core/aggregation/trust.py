@@ -28,14 +28,15 @@ class TrustWeighting:
     """How one trust value a client becomes one update.
 
     The aggregate is ``Σ wᵢ·clip(Δᵢ) + w₀·reference`` with weights proportional to trust, and the reference taking part
-    as one more client with trust ``root_anchor``: so the aggregate is never worse founded than root data alone.
+    as one more client with trust ``root_anchor``: so, unless that is 0, the reference always has a share.
 
     The *safeguard* is a line search on root data: of nine candidates it takes the one whose model has the least loss on
     the utility half. They are that aggregate, the same without the clients whose Shapley value is not positive, both of
-    them mixed with the reference update (75, 50 or 25 % are the clients'), and the reference update alone. The least of
-    nine losses on a few samples is not always the best model: a candidate replaces the first only if it gains more than
-    a margin, in standard errors of the difference between the two, sample by sample. So no round ends worse, by that
-    loss, than trust alone would have ended it, nor, but for the margin, than root data alone, whoever was trusted.
+    them with the clients' weights scaled to 75, 50 or 25 % and the rest given to the reference update, and the
+    reference update alone. The least of nine losses on a few samples is not always the best model: a candidate replaces
+    the first only if it gains more than a margin, in standard errors of the difference between the two, sample by
+    sample. So no round ends worse, by that loss, than trust alone would have ended it, nor, but for the margin, than
+    root data alone, whoever was trusted.
 
     *Sybils*, clients that send the same, are discounted: client i has the similarity mass
     ``mᵢ = Σⱼ max(cos(Δᵢ, Δⱼ), 0)^p``, itself included, and its trust is multiplied by its discount,

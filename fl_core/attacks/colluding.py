@@ -30,8 +30,11 @@ class CommonVectorAttack(Attack):
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
-        vector = self.vector(own, honest, adversary).to(own.dtype)
-        return jittered(vector.expand_as(own), self.jitter, adversary.generator)
+        return self.sent(self.vector(own, honest, adversary), own, adversary)
+
+    def sent(self, vector: Tensor, own: Tensor, adversary: AdversaryView) -> Tensor:
+        """The vector (P,) in place of every own update (f, P), with the noise that each adds."""
+        return jittered(vector.to(own.dtype).expand_as(own), self.jitter, adversary.generator)
 
 
 @dataclass(frozen=True)

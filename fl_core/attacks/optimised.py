@@ -82,12 +82,11 @@ class FangKrum(CommonVectorAttack):
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
         """See ``Attack.corrupt``."""
-        if self.strength(own, honest) == 0:
-            return own
-        return super().corrupt(own, honest, adversary)
+        vector = self.vector(own, honest, adversary)
+        return self.sent(vector, own, adversary) if vector.any() else own
 
     def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``CommonVectorAttack.vector``."""
+        """See ``CommonVectorAttack.vector``; zeros where Krum falls for nothing."""
         return -self.strength(own, honest) * _way(own, honest)
 
     def strength(self, own: Tensor, honest: Tensor) -> float:

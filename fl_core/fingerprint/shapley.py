@@ -98,7 +98,8 @@ class ShapleyEstimator(Protocol):
     """Shapley values (N,) float64 of a game.
 
     Attributes:
-        draws: Whether it samples, and so needs a generator: making one takes longer than it seems.
+        draws: Whether it samples, and so needs a generator; for the others none is made, which would take longer than
+            a small round's values.
     """
 
     draws: ClassVar[bool]

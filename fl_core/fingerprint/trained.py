@@ -17,8 +17,8 @@ _TRAINED: dict[str, UpdateAutoencoder] = {}
 class AutoencoderOnce:
     """Gives the autoencoder that is trained from these, and trains it if nobody has before.
 
-    A fingerprinter holds this, and a defence holds a fingerprinter: so there is no configuration in it, whose split
-    seed may be the seed of the episode too.
+    Holds no configuration on purpose: a rule can reach this object through its view, and a configuration's split seed
+    may be the seed of the episode too.
 
     Attributes:
         key: Digest of all that the training depends on.

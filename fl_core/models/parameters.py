@@ -115,10 +115,11 @@ def layers_in_order(network: nn.Sequential) -> list[tuple[str, nn.Module]]:
 
 def _check_parameters(network: nn.Module) -> None:
     names: dict[int, str] = {}
-    for name, parameter in network.named_parameters(remove_duplicate=False):
-        first = names.setdefault(id(parameter), name)
-        if first != name:
-            raise ValueError(f"{first} and {name} of the network are one tensor: a model has each parameter once")
+    for module_name, module in network.named_modules():  # a layer that is used twice has one name, and is none of these
+        for own, parameter in module.named_parameters(prefix=module_name, recurse=False):
+            first = names.setdefault(id(parameter), own)
+            if first != own:
+                raise ValueError(f"{first} and {own} of the network are one tensor: a model has each parameter once")
     frozen = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise ValueError(

@@ -65,7 +65,7 @@ def test_evaluations_begin_before_learning_and_come_at_their_time(tmp_path: Path
     with np.load(tmp_path / "e.npz") as kept:
         assert kept["timesteps"].tolist() == [0, 16, 32, 48]
         assert kept["results"].shape == (4, 2)
-        np.testing.assert_allclose(curves.values["eval/mean_reward"], kept["results"].mean(axis=1))
+        np.testing.assert_allclose(curves.values["eval/mean_round_reward"], kept["results"].mean(axis=1))
 
 
 def test_an_unchanged_policy_gets_the_same_figures_every_time(tmp_path: Path, model: PPO) -> None:

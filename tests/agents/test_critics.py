@@ -9,8 +9,9 @@ from stable_baselines3.common.logger import Logger
 
 from agents.algorithms import make_algorithm
 from agents.critics import critic_steps, replay_keeper, warm_critic
-from agents.environments import base_env, make_env, make_training_envs
+from agents.environments import make_env, make_training_envs
 from agents.warm_start import record
+from optigrad_env.env import federated
 
 OFF_POLICY = ["sac", "td3", "tqc"]
 SIZES: dict[str, Any] = {"num_clients": 4, "rounds": 4}
@@ -26,7 +27,7 @@ def played(name: str, rounds: int = 160) -> Any:
     def act(observations: Any, _: Any) -> np.ndarray:
         return rng.uniform(-1, 1, observations.shape[:2]).astype(np.float32)
 
-    federations = [base_env(make_env("OptiGrad/Digits-v0", **SIZES)).federation]
+    federations = [federated(make_env("OptiGrad/Digits-v0", **SIZES)).federation]
     record(envs, federations, rounds, act, lambda _: None, replay_keeper(model))
     return model
 

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agents.trust_net import ActionValueNet, Architecture, TrustNet
+from agents.playing import greedy
+from agents.trust_net import SCORE_LIMIT, ActionValueNet, Architecture, TrustNet
+from optigrad_env.observation import SCORE_SCALE, trust_of_action
 
 MakePolicy = Callable[..., TrustNet]
 CLIENTS = [1, 2, 10, 25, 50]
@@ -200,3 +202,11 @@ def test_what_is_no_round_of_clients_is_refused(given: torch.Tensor, policy: Tru
 def test_other_floating_point_numbers_are_judged_as_float32(policy: TrustNet) -> None:
     observation = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     assert torch.equal(policy(observation.double()), policy(observation))
+
+
+def test_trust_that_is_deployed_is_the_trust_that_an_environment_makes_of_the_greedy_action() -> None:
+    """The network's limit and the action's scale are one number."""
+    seen = fingerprints(9)
+    action = greedy(NET)(seen.numpy())
+    torch.testing.assert_close(trust_of_action(action, 9), NET(seen).detach(), rtol=1e-5, atol=1e-6)
+    assert SCORE_LIMIT == SCORE_SCALE

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fl_core import files
 from fl_core.files import write_atomically, write_json
 
 
@@ -37,3 +38,14 @@ def test_json_has_null_for_the_numbers_it_does_not_have(tmp_path: Path) -> None:
 
     read = json.loads((tmp_path / "x.json").read_text(), parse_constant=refuse)
     assert read == {"mean": None, "inner": [{"error": None}, [1.5, None, "nan"]], "flag": True}
+
+
+def test_a_lock_is_held_until_it_is_closed_and_there_is_none_where_the_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with files.lock(tmp_path / "lock"), pytest.raises(BlockingIOError):
+        files.lock(tmp_path / "lock")
+    files.lock(tmp_path / "lock").close()
+    monkeypatch.setattr(files, "fcntl", None)  # as on Windows
+    with files.lock(tmp_path / "lock"), files.lock(tmp_path / "lock"):
+        pass

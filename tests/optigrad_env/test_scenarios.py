@@ -141,6 +141,18 @@ def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned:
     assert free.bit_generator.state == bound.bit_generator.state
 
 
+def test_options_of_an_attack_that_is_left_to_chance_are_refused() -> None:
+    with pytest.raises(ValueError, match="attack_options are of one attack, and without it another is drawn: pin"):
+        draws(ScenarioDistribution(), 1, attack_options={"factor": 5.0})
+
+
+def test_alpha_may_be_pinned_among_the_options_of_the_partition() -> None:
+    pinned = {"partition": "dirichlet", "partition_options": {"alpha": 0.3}}
+    assert {scenario.alpha for scenario in draws(ScenarioDistribution(), 5, **pinned)} == {None}
+    usual = draws(ScenarioDistribution(), 5)
+    assert [scenario.attack for scenario in draws(ScenarioDistribution(), 5, **pinned)] == [one.attack for one in usual]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

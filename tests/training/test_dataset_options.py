@@ -13,11 +13,12 @@ from PIL import Image
 
 import evaluate
 from agents import training
-from agents.environments import base_env, make_env
+from agents.environments import make_env
 from agents.evaluation.configuration import make_grid
 from agents.run_directory import CONFIG
 from agents.settings import TrainingSettings
 from fl_core import Federation
+from optigrad_env.env import federated
 from train_agent import main, parse
 
 
@@ -46,7 +47,7 @@ def test_images_of_a_patient_stay_together_where_a_pattern_says_whose_they_are(
     options = ("image_size=8", r"group_pattern=^(\w+?)_")
     settings = replace(arguments, **wanted, dataset_options=options, scenarios="default", num_clients=2)
     assert main(settings) == 0
-    federation = base_env(made[0]).federation
+    federation = federated(made[0]).federation
     assert federation.dataset.image_shape[1:] == (8, 8)
     assert federation.dataset.groups is not None
     assert len(federation.dataset.groups.unique()) == 40
@@ -60,7 +61,7 @@ def test_images_of_a_patient_stay_together_where_a_pattern_says_whose_they_are(
 
 def test_what_is_not_said_of_the_data_set_is_the_environments(scans: Path) -> None:
     env = make_env("OptiGrad/ImageFolder-v0", data_dir=scans, dataset_options={"group_pattern": "^(p[0-9])"})
-    assert dict(base_env(env).federation.config.dataset_options) == {"image_size": 32, "group_pattern": "^(p[0-9])"}
+    assert dict(federated(env).federation.config.dataset_options) == {"image_size": 32, "group_pattern": "^(p[0-9])"}
 
 
 def test_a_policy_is_benchmarked_on_the_patients_that_it_was_trained_without(

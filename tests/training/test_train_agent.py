@@ -155,7 +155,7 @@ def test_a_run_for_batch_systems_prints_an_object_a_line_curves_among_them(
     assert kinds[-1] == "summary"
     assert kinds.count("evaluation") == len(timesteps(arguments.run_dir))
     curves = {name for event in events if event["event"] == "curves" for name in event}
-    assert {"reward_terms/oracle_gap", "eval/mean_reward", "time/steps_per_second"} <= curves
+    assert {"reward_terms/oracle_gap", "eval/mean_round_reward", "time/steps_per_second"} <= curves
     assert any(name.startswith("regret/") for name in curves)
     assert events[-1]["timesteps"] == 16
     assert events[-1]["best_reward"] == max(e["mean_reward"] for e in events if e["event"] == "evaluation")

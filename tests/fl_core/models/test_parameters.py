@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fl_core import Federation, configure
-from fl_core.models import ParameterLayout, make_network, register_network
+from fl_core.models import ParameterLayout, make_network, networks
+from fl_core.registry import Registry
 
 
 def network() -> nn.Sequential:
@@ -74,16 +75,23 @@ def test_trainable_entries_are_the_networks_parameters(local_batchnorm):
     }
 
 
-def test_a_network_that_engines_would_train_otherwise_than_pytorch_is_refused_wherever_it_is_used():
-    @register_network("frozen_for_this_test")
+def test_a_network_that_engines_would_train_otherwise_than_pytorch_is_refused_wherever_it_is_used(monkeypatch):
     def frozen(image_shape, num_classes):
         made = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
         made[1].requires_grad_(False)
         return made
 
+    monkeypatch.setattr(networks, "_NETWORKS", Registry("network"))
+    networks._NETWORKS.register("frozen")(frozen)
     with pytest.raises(ValueError, match=r"2 parameters of the network are frozen, the first is 1\.weight"):
-        Federation(configure(network="frozen_for_this_test"))
+        Federation(configure(network="frozen"))
     tied = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
     tied[3].weight = tied[1].weight
     with pytest.raises(ValueError, match=r"1\.weight and 3\.weight of the network are one tensor"):
         ParameterLayout(tied, local_batchnorm=True)
+
+
+def test_a_layer_that_is_used_twice_is_one_entry():
+    layer = nn.Linear(64, 64)
+    layout = ParameterLayout(nn.Sequential(nn.Flatten(), layer, nn.ReLU(), layer), local_batchnorm=True)
+    assert [entry.name for entry in layout.entries] == ["1.weight", "1.bias"]
