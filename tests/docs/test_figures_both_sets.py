@@ -12,6 +12,7 @@ from .figures import (
     README,
     RESULTS,
     ROOT,
+    RULES,
     ahead,
     circumstances,
     interval,
@@ -59,7 +60,7 @@ def test_the_circumstances_are_told_as_they_were_measured(label: str, names: tup
     [
         ("## Fashion-MNIST", FASHION, 3),
         ("### Without sybil discounting", ("held_out_fashion_mnist_sybil_exponent_0",) * 2, 3),
-        ("**Beside other rules**", ("held_out_fashion_mnist_rules",) * 2, 8),
+        ("**Beside other rules**", (RULES, "held_out_fashion_mnist_rules"), 8),
         ("### The previous policy", ("held_out_fashion_mnist_clone_weight_0",) * 2, 2),
         ("### Refitted baselines, digits", ("held_out_fitted_anew",) * 2, 2),
     ],
@@ -91,14 +92,6 @@ def test_rules_in_both_heterogeneities_are_told_as_they_were_measured(
         (RESULTS, "held_out", "fedavg", 0, (1, 1), "level with FedAvg at α 0.5, {} points {}, and gains {} {} at 0.1."),
         (RESULTS, "held_out_majority", "safeguarded_shapley", 0.45, (1, 1), "by {} points {} and {} {} with 45 %,"),
         (RESULTS, "held_out_majority", "safeguarded_shapley", 0.6, (1, 1), "by {} {} and {} {} with 60 % malicious."),
-        (
-            RESULTS,
-            f"{FASHION[0]}_rules",
-            "shapley",
-            0.3,
-            (1, 1),
-            "`shapley`, by {} points {} at α 0.5 and {} {} at 0.1 (",
-        ),
         (
             RESULTS,
             f"{FASHION[0]}_clone_weight_0",
