@@ -144,7 +144,7 @@ def test_under_which_attacks_a_rule_is_ahead_on_fashion_mnist_is_told_as_it_was_
     trailing = sorted(((value, *key) for key, value in ahead_of.items() if value > 1e-9), reverse=True)
     assert all("α 0.5" in scenario for _, _, scenario in trailing)
     told = [f"`{rule}` by {value:.2f} points under `{scenario.split(',')[0]}`" for value, rule, scenario in trailing]
-    sentence = f"Per attack it trails one of them at α 0.5 alone: {', '.join(told)}."
+    sentence = f"Per attack it trails one of them, at α 0.5 alone: {', '.join(told)}."
     assert is_told(RESULTS, sentence if told else "it is ahead of each under each of the 27 attacks.")
 
 
