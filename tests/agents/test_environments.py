@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from agents.environments import (
-    base_env,
     environment_ids,
     make_env,
     make_training_envs,
 )
 from optigrad_env import OptiGradEnv
+from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
 
 
@@ -19,7 +19,7 @@ def test_ids_are_those_of_this_package() -> None:
 
 
 def test_settings_reach_the_environment() -> None:
-    env = base_env(make_env("OptiGrad/Digits-v0", num_clients=3, rounds=7, split_seed=5))
+    env = federated(make_env("OptiGrad/Digits-v0", num_clients=3, rounds=7, split_seed=5))
     assert isinstance(env, OptiGradEnv)
     assert (env.federation.config.num_clients, env.rounds, env.federation.config.split_seed) == (3, 7, 5)
 
