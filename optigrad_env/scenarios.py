@@ -137,7 +137,8 @@ class ScenarioDistribution:
         check_types({"options": pinned}, {"options": dict | None})
         pinned = dict(pinned or {})
         check_known("option", pinned, [field.name for field in fields(Scenario)])
-        if isinstance(pinned.get("attack_options"), Mapping) and "attack" not in pinned:
+        of_attack = pinned.get("attack_options")
+        if isinstance(of_attack, Mapping) and of_attack and "attack" not in pinned:  # none at all fit any attack
             raise ValueError("attack_options are of one attack, and without it another is drawn: pin attack as well")
         attack = str(generator.choice(self.attacks))
         drawn: dict[str, Any] = {

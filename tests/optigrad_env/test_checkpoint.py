@@ -209,7 +209,7 @@ def test_a_state_of_another_federation_is_refused_with_what_differs() -> None:
 def test_a_state_is_not_continued_by_another_engine() -> None:
     """``auto`` is another one where the native library is not built, and rounds otherwise."""
     state = begun(OptiGradEnv(**TINY, engine="stacked")).state_dict()
-    with pytest.raises(ValueError, match=r"engine was 'stacked', is '(native|sequential)'"):
+    with pytest.raises(ValueError, match=r"engine was 'stacked', is 'sequential'"):
         other = OptiGradEnv(**TINY, engine="sequential")
         other.reset(seed=0)
         other.load_state_dict(state)

@@ -144,6 +144,7 @@ def test_the_same_random_numbers_are_drawn_whatever_is_pinned(seed: int, pinned:
 def test_options_of_an_attack_that_is_left_to_chance_are_refused() -> None:
     with pytest.raises(ValueError, match="attack_options are of one attack, and without it another is drawn: pin"):
         draws(ScenarioDistribution(), 1, attack_options={"factor": 5.0})
+    assert all(not scenario.attack_options for scenario in draws(ScenarioDistribution(), 20, attack_options={}))
 
 
 def test_alpha_may_be_pinned_among_the_options_of_the_partition() -> None:
