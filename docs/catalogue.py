@@ -104,6 +104,11 @@ def _shown(entry: Entry) -> str:
     return ", ".join(f"`{name}={_value(value)}`" for name, value in entry.parameters.items()) or "–"
 
 
+def _needs(entry: Entry) -> str:
+    said = [word for attribute, word in NEEDS.items() if getattr(entry.factory, attribute, False) is True]
+    return ", ".join(said) or "–"
+
+
 def _value(value: Any) -> str:
     if dataclasses.is_dataclass(value) or repr(value) == "<factory>":
         return "…"
@@ -116,9 +121,15 @@ more than an `AdversaryView`. With no malicious client every attack is the ident
 that leaves one client honest. What each costs FedAvg: `python benchmarks/attacks.py`,
 [results/attacks.csv](../results/attacks.csv)."""
 
-RULES = """Every rule is a name for `--rules` and `make_rule`. A rule sees a `ServerView` and nothing else. Those marked
-*root* need the server's root data. `num_byzantine=None` assumes 30 % of the clients, as far as the rule's bound allows.
-Pre-aggregations stand before a rule: `make_rule("nnm+trimmed_mean", num_byzantine=3)`."""
+RULES = """Every rule is a name for `--rules` and `make_rule`. A rule sees a `ServerView` and nothing else, save the two
+reference lines that are told the *truth*. Those marked *root* need the server's root data, those marked *numbers* the
+clients' numbers (`ServerView(clients=...)`) where not all take part in every round. A rule may remember earlier rounds:
+`rule.reset()` before another federation. `num_byzantine=None` assumes 30 % of the clients, rounded down (none of
+three), as far as the rule's bound allows. Pre-aggregations stand before a rule: `make_rule("nnm+trimmed_mean",
+num_byzantine=3)`."""
+
+# What a rule may need, by the attribute that says so.
+NEEDS = {"needs_root": "root", "needs_truth": "truth", "by_client": "numbers"}
 
 
 def ours(factories: Mapping[str, Callable[..., Any]]) -> list[Entry]:
@@ -148,7 +159,7 @@ def rules_page() -> str:
         "what it does": lambda e: e.summary,
         "definition": lambda e: e.fields["Formula"],
         "parameters": _shown,
-        "needs": lambda e: "root" if getattr(e.factory, "needs_root", False) else "–",
+        "needs": _needs,
         "source": lambda e: e.fields["Source"],
         "checked against": lambda e: e.fields["Checked against"],
     }

@@ -197,8 +197,8 @@ class Federation:
     def server_view(self, reference: Tensor, updates: Tensor) -> ServerView:
         """What the server has of updates (N, P) of the participants, with this round's reference update (P,)."""
         clients = self.participants if len(self.participants) < self.num_clients else None
-        local = self.local[-1].clone()
-        return ServerView(updates, self.shared, reference, local, self.round, self.fingerprinter, clients)
+        local, layers = self.local[-1].clone(), self.layout.sizes
+        return ServerView(updates, self.shared, reference, local, self.round, self.fingerprinter, clients, layers)
 
     def _train(self, rows: Tensor, attacking: bool) -> Tensor:
         """Trains participants (indices of clients, the server's N last) and keeps their BatchNorm: updates (M, P)."""

@@ -156,7 +156,14 @@ class RootServer:
             )
         self._local = local[0]
         return ServerView(
-            updates, self.global_model, reference[0], self._local, self.round, self._fingerprinter, senders
+            updates,
+            self.global_model,
+            reference[0],
+            self._local,
+            self.round,
+            self._fingerprinter,
+            senders,
+            self.layout.sizes,
         )
 
     def apply(self, aggregate: Aggregate) -> None:

@@ -263,7 +263,7 @@ def fall_back(view: ServerView) -> Aggregate:
     weights = view.updates.new_zeros(len(view.accepted))
     if view.reference is None:
         return Aggregate(view.updates.new_zeros(view.updates.shape[1]), weights)
-    return Aggregate(view.reference, weights, root_weight=1.0)
+    return Aggregate(view.reference.clone(), weights, root_weight=1.0)  # the caller may write into what it gets
 
 
 def check_remembered(rule: str, remembered: int, updates: Tensor) -> None:

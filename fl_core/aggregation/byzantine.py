@@ -26,10 +26,11 @@ MAJORITY = Bound("n >= 2f + 1", lambda n: (n - 1) // 2)
 
 
 def assumed_byzantine(num_byzantine: int | None, view: ServerView, rule: str, bound: Bound = MAJORITY) -> int:
-    """Checks the user's number, or assumes 30 % of the clients (as far as the rule's bound lets it).
+    """Checks the user's number, or assumes 30 % of the clients, rounded down, as far as the rule's bound lets it.
 
-    A server does not know the true number; 30 % is the share in the protocol of arXiv 2507.23638. Clients that are
-    rejected count as found, so fewer are left to expect.
+    A server does not know the true number; 30 % is the share in the protocol of arXiv 2507.23638. A number that was
+    given is of all clients: those that are rejected count as found, so fewer are left to expect, at last none. The
+    share is of the clients that are left: what is assumed of them does not become less by what others have sent.
 
     Args:
         num_byzantine: What the user said, or ``None``.

@@ -9,7 +9,7 @@ from torch import Tensor
 from fl_core.aggregation.base import Aggregate, Rule, check_remembered, register_rule, weighted_mean
 from fl_core.aggregation.gram import distances_to, relative_gram
 from fl_core.aggregation.view import ServerView
-from fl_core.fingerprint.geometry import clip_factors, median, norms
+from fl_core.fingerprint.geometry import clip_factors, median, norm_factors
 
 
 @register_rule("geometric_median")
@@ -141,12 +141,6 @@ class NormBounding(Rule):
         n = len(view.accepted)
         update = weighted_mean(view.accepted, norm_factors(view.accepted, self.bound) / n)
         return Aggregate(update, torch.full((n,), 1 / n))
-
-
-def norm_factors(updates: Tensor, bound: float | None) -> Tensor:
-    """What cuts each update to a norm, by default to the median one: (n, P) to (n,) float64, at most 1."""
-    lengths = norms(updates).cpu()
-    return clip_factors(lengths, median(lengths) if bound is None else torch.tensor(bound, dtype=torch.float64))
 
 
 def weiszfeld(gram: Tensor, smoothing: float, iterations: int, tolerance: float) -> Tensor:

@@ -7,7 +7,7 @@ from sklearn.cluster import HDBSCAN
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, round_generator
-from fl_core.aggregation.clusters import gap_clusters, k_means
+from fl_core.aggregation.clusters import distances, gap_clusters, k_means
 from fl_core.aggregation.gram import cosines, squared_distances
 from fl_core.aggregation.selection import mean_of
 from fl_core.aggregation.view import ServerView
@@ -138,6 +138,6 @@ def principal_plane(squared: Tensor) -> Tensor:
 
 def _central(points: Tensor, bound: float) -> Tensor:
     """(k,) bool: whose sum of distances to the others is below ``bound`` times the median; all where that is 0."""
-    sums = torch.cdist(points, points).sum(dim=1)
+    sums = distances(points, points).sum(dim=1)
     middle = median(sums)
     return (sums < bound * middle) | (middle <= 0)

@@ -9,6 +9,14 @@ from torch import Tensor
 _ITERATIONS = 300
 
 
+def distances(points: Tensor, others: Tensor) -> Tensor:
+    """Euclidean distances, (…, n, d) and (…, m, d) to (…, n, m); 0 between equal points.
+
+    ``torch.cdist`` would go by inner products for more than 25 points, which makes equal ones differ by rounding.
+    """
+    return torch.cdist(points, others, compute_mode="donot_use_mm_for_euclid_dist")
+
+
 def mean_shift(points: Tensor, quantile: float = 0.5) -> Tensor:
     """Flat-kernel mean shift (Comaniciu and Meer 2002) from every point, as scikit-learn's without bins.
 
@@ -20,30 +28,30 @@ def mean_shift(points: Tensor, quantile: float = 0.5) -> Tensor:
         (n,) int64, the cluster of each point, from 0 for the one with the fullest window; −1 for a point outside every
         window.
     """
-    between = torch.cdist(points, points)
+    between = distances(points, points)
     nearest = max(int(quantile * len(points)), 1)
     # A bandwidth of 0 means that half of the points are equal; the hair keeps equal points in one window.
     bandwidth = between.sort(dim=1).values[:, nearest - 1].mean() * (1 + 1e-9) + 1e-12
     centres = points
     for _ in range(_ITERATIONS):
-        inside = (torch.cdist(centres, points) <= bandwidth).double()
+        inside = (distances(centres, points) <= bandwidth).double()
         moved = inside @ points / inside.sum(dim=1, keepdim=True)
         still = bool(((moved - centres).norm(dim=1) <= 1e-3 * bandwidth).all())
         centres = moved
         if still:
             break
     windows = _fullest_first(centres, points, bandwidth)
-    distances, labels = torch.cdist(points, windows).min(dim=1)
-    return torch.where(distances <= bandwidth, labels, -1)
+    nearest_window, labels = distances(points, windows).min(dim=1)
+    return torch.where(nearest_window <= bandwidth, labels, -1)
 
 
 def _fullest_first(centres: Tensor, points: Tensor, bandwidth: Tensor) -> Tensor:
     """The centres without those that lie in the window of a fuller one, fullest first; ties by their coordinates."""
-    full = (torch.cdist(centres, points) <= bandwidth).sum(dim=1)
+    full = (distances(centres, points) <= bandwidth).sum(dim=1)
     order = sorted(range(len(centres)), key=lambda i: (int(full[i]), *centres[i].tolist()), reverse=True)
     kept: list[int] = []
     for i in order:
-        if not kept or float(torch.cdist(centres[i : i + 1], centres[kept]).min()) > bandwidth:
+        if not kept or float(distances(centres[i : i + 1], centres[kept]).min()) > bandwidth:
             kept.append(i)
     return centres[kept]
 
@@ -62,15 +70,15 @@ def k_means(points: Tensor, k: int) -> tuple[Tensor, Tensor]:
     first = (points - points.mean(dim=1, keepdim=True)).square().sum(dim=2).argmax(dim=1)
     centres = points[batch, first][:, None]
     while centres.shape[1] < k:
-        farthest = torch.cdist(points, centres).amin(dim=2).argmax(dim=1)
+        farthest = distances(points, centres).amin(dim=2).argmax(dim=1)
         centres = torch.cat([centres, points[batch, farthest][:, None]], dim=1)
-    labels = torch.cdist(points, centres).argmin(dim=2)
+    labels = distances(points, centres).argmin(dim=2)
     for _ in range(_ITERATIONS):
         members = torch.nn.functional.one_hot(labels, k).to(points.dtype)
         count = members.sum(dim=1)[..., None]
         means = members.transpose(1, 2) @ points / count.clamp_min(1)
         centres = torch.where(count > 0, means, centres)
-        before, labels = labels, torch.cdist(points, centres).argmin(dim=2)
+        before, labels = labels, distances(points, centres).argmin(dim=2)
         if torch.equal(before, labels):
             break
     within = (points - centres[batch[:, None], labels]).square().sum(dim=(1, 2))

@@ -110,7 +110,8 @@ class FLGuard(Rule):
     say. So one client that sends a single huge, finite vector in every fifth round makes all others look alike: a
     weakness of this implementation that no attack here uses.
 
-    Training takes most of the time: in the first round, on that round's updates, and then after every fifth.
+    Training takes most of the time: in the first round, on that round's updates, and then after every fifth, as the
+    view counts them: a view without a round number is always of the first.
 
     Attributes:
         coordinates: Inputs of each encoder; of a smaller model all.

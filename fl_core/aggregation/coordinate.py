@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
-from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule
 from fl_core.aggregation.byzantine import assumed_byzantine
-from fl_core.aggregation.sorting import sorted_chunks, trimmed_mean, without_overflow
+from fl_core.aggregation.sorting import mean_around_median, trimmed_mean
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import median
 
@@ -104,23 +103,3 @@ class SignMajority(Rule):
             lengths.append(update.abs().double().mean())
         step = float(median(torch.stack(lengths))) if self.step is None else self.step
         return Aggregate(votes.sign_() * step, None)
-
-
-def mean_around_median(updates: Tensor, keep: int) -> Tensor:
-    """Mean of the ``keep`` values of each coordinate that are nearest to its median: (n, P) to (P,)."""
-    return without_overflow(_mean_around_median, updates, keep)
-
-
-def _mean_around_median(updates: Tensor, keep: int) -> Tensor:
-    n = len(updates)
-    if keep == n:
-        return updates.mean(dim=0)
-    result = torch.empty_like(updates[0])
-    for columns, ordered in sorted_chunks(updates):
-        middle = ordered[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
-        # The nearest values are a window of the order. It moves up as long as the value that it leaves is farther off
-        # than the one that it gains, which is true up to some place and false from there on.
-        moves = middle - ordered[: n - keep] > ordered[keep:] - middle
-        window = moves.sum(dim=0) + torch.arange(keep, device=updates.device)[:, None]
-        result[columns] = ordered.gather(0, window).mean(dim=0)
-    return result

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import combinations, islice
+from math import comb
 
 import torch
 from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, register_rule, weighted_mean
-from fl_core.aggregation.byzantine import assumed_byzantine
+from fl_core.aggregation.byzantine import Bound, assumed_byzantine
 from fl_core.aggregation.gram import squared_distances
 from fl_core.aggregation.view import ServerView
 
 # The search branches on at most f clients to leave out: exponential at the worst, a tenth of a second for 60 random
 # updates and f = 20.
 MOST_BYZANTINE = 20
-# Subsets of equal diameter that are looked at.
+BOUND = Bound(f"n >= 2f + 1, f <= {MOST_BYZANTINE}", lambda n: min((n - 1) // 2, MOST_BYZANTINE))
+# Covers of equal diameter that are looked at, and for each of them the ways of leaving out others with it.
 _MOST_TIES = 1000
 
 # For each client those that are too far from it.
@@ -33,22 +35,20 @@ class MDA(Rule):
 
     Exact without listing all subsets: n − f updates lie within a diameter if and only if some f clients touch all pairs
     that are farther apart, a vertex cover, which is searched by branching on the client with the most such pairs.
-    Several subsets can have the same diameter; of these the one with the smallest sum of squared distances is taken.
+    Several subsets can have the same diameter, where distances tie or fewer than f clients touch all pairs; of these
+    the one with the smallest sum of squared distances is taken. With more than a thousand of them (covers, or ways to
+    leave out others with one) not all are looked at, and the clients farthest from the rest are left out. Where the
+    sums tie as well, the order of the clients decides.
 
     Attributes:
-        num_byzantine: f, at most 20; ``None`` assumes 30 % of the clients.
+        num_byzantine: f; ``None`` assumes 30 % of the clients, at most 20.
     """
 
     num_byzantine: int | None = None
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        """See ``Rule.aggregate``; raises ValueError for f above 20."""
-        f = assumed_byzantine(self.num_byzantine, view, "mda")
-        if f > MOST_BYZANTINE:
-            raise ValueError(
-                f"mda is exact and exponential in f: it takes f <= {MOST_BYZANTINE}, got f={f} of "
-                f"n={len(view.updates)} clients; give num_byzantine, or take multi_krum"
-            )
+        """See ``Rule.aggregate``; raises ValueError for f above 20: the search is exponential in f."""
+        f = assumed_byzantine(self.num_byzantine, view, "mda", BOUND)
         chosen = smallest_subset(squared_distances(view.accepted), f)
         weights = torch.zeros(len(view.accepted)).index_fill_(0, chosen, 1 / len(chosen))
         return Aggregate(weighted_mean(view.accepted, weights), weights)
@@ -99,7 +99,13 @@ def _without(conflicts: _Conflicts, gone: frozenset[int]) -> _Conflicts:
 
 
 def _complement(distances: Tensor, cover: frozenset[int], f: int) -> Tensor:
-    """All but f clients: without the cover and, where it is smaller than f, without the farthest of the others."""
+    """All but f clients: without the cover and those others that leave the smallest sum of distances."""
     kept = torch.tensor([client for client in range(len(distances)) if client not in cover])
-    spread = distances[kept][:, kept].sum(dim=1)
-    return kept[spread.sort(stable=True).indices[: len(distances) - f]].sort().values
+    among, more = distances[kept][:, kept], f - len(cover)
+    spread = among.sum(dim=1)
+    if comb(len(kept), more) > _MOST_TIES:
+        return kept[spread.sort(stable=True).indices[: len(kept) - more]].sort().values
+    ways = torch.tensor(list(combinations(range(len(kept)), more)), dtype=torch.int64)  # (ways, more)
+    saved = 2 * spread[ways].sum(dim=1) - among[ways[:, :, None], ways[:, None, :]].sum(dim=(1, 2))
+    stay = torch.ones(len(kept), dtype=torch.bool).index_fill_(0, ways[saved.argmax()], False)
+    return kept[stay]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, require_reference, weighted_mean
 from fl_core.aggregation.byzantine import Bound, assumed_byzantine
-from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.gram import distances_to, squared_distances
+from fl_core.aggregation.sorting import mean_around_median
 from fl_core.aggregation.view import ServerView
 
 _KRUM = Bound("n >= 2f + 3", lambda n: (n - 3) // 2)

@@ -41,8 +41,8 @@ class FoolsGold(Rule):
 
     The paper adds Σ αᵢ·Δᵢ to the model; here, where updates are whole local trainings, the weights are normalised to
     sum 1. Every coordinate counts as indicative. As in the authors' code, opposite directions are no similarity:
-    cosines count from 0 up. Clients that all agree are all sybils to this rule: nobody is left, and the server's
-    fallback is used.
+    cosines count from 0 up. A client is compared with those that take part in the round. Clients that all agree are all
+    sybils to this rule: nobody is left, and the server's fallback is used.
 
     Attributes:
         confidence: κ.
@@ -134,7 +134,8 @@ class FLDetector(Rule):
     After a detection the paper goes back to the first model and trains anew without the clients found. A rule cannot,
     and detects anew in every round; so a client is out in the rounds in which it is found, and an honest one that is
     found once comes back. The base rule is the mean. Predictions begin as soon as there is one change of the aggregate
-    to predict from. L-BFGS solves by pseudo-inverse: its small matrix may be singular.
+    to predict from; until the window is full of scores nobody is left out. L-BFGS solves by pseudo-inverse: its small
+    matrix may be singular.
 
     Attributes:
         window: Rounds that scores are averaged over, and changes that L-BFGS knows.

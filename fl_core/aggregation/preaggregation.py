@@ -9,10 +9,9 @@ from torch import Tensor
 
 from fl_core.aggregation.base import Mixed, PreAggregation, register_preaggregation, round_generator
 from fl_core.aggregation.byzantine import assumed_byzantine
-from fl_core.aggregation.centre import norm_factors
 from fl_core.aggregation.gram import squared_distances
 from fl_core.aggregation.view import ServerView
-from fl_core.fingerprint.geometry import norms
+from fl_core.fingerprint.geometry import norm_factors, norms
 
 
 @register_preaggregation("nnm")

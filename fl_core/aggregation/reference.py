@@ -42,7 +42,7 @@ def _honest_rows(honest: Tensor, view: ServerView) -> Tensor:
     return honest[clients].to(view.updates)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _HonestMean(Rule):
     honest: Tensor
 
@@ -54,7 +54,7 @@ class _HonestMean(Rule):
         return Aggregate(weighted_mean(view.accepted, weights), weights)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _AnchoredHonestMean(TrustRule):
     needs_root: ClassVar[bool] = False  # the weighting says so, in words that do not name a private class
     reads_fingerprint: ClassVar[bool] = False
@@ -92,6 +92,7 @@ class AnchoredOracle(ReferenceRule):
         weighting: How the root data takes part; by default as one more client.
     """
 
+    needs_root: ClassVar[bool] = True
     weighting: TrustWeighting = field(default_factory=lambda: TrustWeighting(update_clip="none"))
 
     def told(self, malicious: Tensor) -> Rule:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from fl_core.aggregation.base import (
     Aggregate,
     Rule,
+    fall_back,
     make_rule,
     register_rule,
     require_reference,
@@ -39,7 +40,7 @@ class FLTrust(Rule):
         reference = require_reference(view, "fltrust")
         trust = root_cosine(view.accepted, reference).clamp_min(0)
         if trust.sum() <= 0:
-            return Aggregate(reference, reference.new_zeros(len(view.accepted)), root_weight=1.0)
+            return fall_back(view)
         weights = trust / trust.sum()
         lengths = norms(view.accepted)
         scale = norms(reference[None])[0] / torch.where(lengths > 0, lengths, 1.0)
@@ -60,8 +61,8 @@ class RootOnly(Rule):
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""
-        reference = require_reference(view, "root_only")
-        return Aggregate(reference, reference.new_zeros(len(view.accepted)), root_weight=1.0)
+        require_reference(view, "root_only")
+        return fall_back(view)
 
 
 @register_rule("best_of_k")

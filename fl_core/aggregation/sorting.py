@@ -66,10 +66,10 @@ def _middle_network(n: int, trim: int) -> tuple[tuple[int, int, bool, bool], ...
 
 def trimmed_mean(updates: Tensor, trim: int) -> Tensor:
     """Mean over clients of each coordinate, without the ``trim`` largest and smallest: (n, P) to (P,)."""
-    return without_overflow(_trimmed_mean, updates, trim)
+    return _without_overflow(_trimmed_mean, updates, trim)
 
 
-def without_overflow(mean: Callable[[Tensor, int], Tensor], updates: Tensor, count: int) -> Tensor:
+def _without_overflow(mean: Callable[[Tensor, int], Tensor], updates: Tensor, count: int) -> Tensor:
     """A mean of some of the values of each coordinate; of finite ones it is finite, which their sum need not be."""
     result = mean(updates, count)
     if bool(result.isfinite().all()):
@@ -99,6 +99,26 @@ def _trimmed_mean(updates: Tensor, trim: int) -> Tensor:
         for row in rows[trim + 1 : n - trim]:
             total.add_(row)
         torch.div(total, n - 2 * trim, out=result[columns])
+    return result
+
+
+def mean_around_median(updates: Tensor, keep: int) -> Tensor:
+    """Mean of the ``keep`` values of each coordinate that are nearest to its median: (n, P) to (P,)."""
+    return _without_overflow(_mean_around_median, updates, keep)
+
+
+def _mean_around_median(updates: Tensor, keep: int) -> Tensor:
+    n = len(updates)
+    if keep == n:
+        return updates.mean(dim=0)
+    result = torch.empty_like(updates[0])
+    for columns, ordered in sorted_chunks(updates):
+        middle = ordered[(n - 1) // 2 : n // 2 + 1].mean(dim=0)
+        # The nearest values are a window of the order. It moves up as long as the value that it leaves is farther off
+        # than the one that it gains, which is true up to some place and false from there on.
+        moves = middle - ordered[: n - keep] > ordered[keep:] - middle
+        window = moves.sum(dim=0) + torch.arange(keep, device=updates.device)[:, None]
+        result[columns] = ordered.gather(0, window).mean(dim=0)
     return result
 
 

@@ -41,8 +41,8 @@ class DnC(Rule):
         for name in ("iterations", "coordinates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.filter_share > 0:
-            raise ValueError(f"filter_share must be above 0, got {self.filter_share}")
+        if not 0 < self.filter_share < float("inf"):
+            raise ValueError(f"filter_share must be above 0 and finite, got {self.filter_share}")
 
     def aggregate(self, view: ServerView) -> Aggregate:
         """See ``Rule.aggregate``."""

@@ -25,7 +25,9 @@ class SignGuard(Rule):
 
     The authors' script takes one run of neighbouring coordinates and divides each share by its largest; here, as in the
     paper, the coordinates are drawn one by one and the shares are left as they are. Where the two sets have nobody in
-    common, the server's fallback is used.
+    common, the server's fallback is used. The clustering's bandwidth is the distance to the nearest half of the
+    clients, oneself among them: of two or three, each is a cluster of its own unless shares are equal, and one is
+    followed.
 
     Attributes:
         low: L.
@@ -71,44 +73,37 @@ class LASA(Rule):
     Source: Xu et al. 2025, arXiv 2409.01435, algorithm 1.
     Checked against: the formula written out in numpy, one layer and several.
 
-    A server view is a flat vector and knows no borders of layers, so they are given to the rule; without them the whole
-    update is one layer. A client's weight is its share of the layers, by their sizes. The authors' script leaves
-    one-dimensional parameters dense and uses strict inequalities, which for two clients would keep nobody; a layer of
-    which nobody is left is averaged over all, as there.
+    The layers are those of the view, ``ServerView(layers=...)``; without them the whole update is one. A client's
+    weight is its share of the layers, by their sizes. The authors' script leaves one-dimensional parameters dense and
+    uses strict inequalities, which for two clients would keep nobody; a layer of which nobody is left is averaged over
+    all, as there.
 
     Attributes:
         norm_radius: λₙ.
         sign_radius: λₛ.
         sparsity: Share of each update, its smallest entries, that is set to zero.
-        layers: Sizes of the layers in order, such as ``tuple(e.size for e in layout.shared)``; () is one layer.
     """
 
     norm_radius: float = 2.0
     sign_radius: float = 1.0
     sparsity: float = 0.3
-    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         _check_radius("lasa", "norm_radius", self.norm_radius)
         _check_radius("lasa", "sign_radius", self.sign_radius)
         if not 0 <= self.sparsity < 1:
             raise ValueError(f"lasa: sparsity must be a share in [0, 1), got {self.sparsity}")
-        if any(size < 1 for size in self.layers):
-            raise ValueError(f"lasa: layers must be sizes of at least 1, got {self.layers}")
 
     def aggregate(self, view: ServerView) -> Aggregate:
-        """See ``Rule.aggregate``; raises ValueError if the layers do not add up to the update."""
+        """See ``Rule.aggregate``."""
         updates = view.accepted
         size = updates.shape[1]
-        layers = self.layers or (size,)
-        if sum(layers) != size:
-            raise ValueError(f"lasa: layers {layers} add up to {sum(layers)} parameters, an update has {size}")
         lengths = norms(updates).cpu()
         factors = clip_factors(lengths, median(lengths))
         thresholds = [_magnitude(row, self.sparsity) for row in updates]
         sums = updates.new_zeros(size)
         weights = torch.zeros(len(updates), dtype=torch.float64)
-        for first, last in pairwise(accumulate(layers, initial=0)):
+        for first, last in pairwise(accumulate(view.layers or (size,), initial=0)):
             rows = [_sparse(row[first:last], least) for row, least in zip(updates, thresholds, strict=True)]
             kept = self._benign(rows, factors)
             weights += kept.double() * (last - first) / (size * kept.sum())
@@ -137,7 +132,9 @@ class AlignIns(Rule):
     Checked against: the formula written out in numpy.
 
     Where nobody is left the authors leave the model as it is; here the server's fallback is used. Entries that tie
-    with the smallest of the largest count too. Without a global model in the view only the signs are inspected.
+    with the smallest of the largest count too, and of an even number the median is the mean of the two in the middle,
+    where theirs is the lower one. Their inequalities are strict, which for two clients would keep nobody. Without a
+    global model in the view only the signs are inspected.
 
     Attributes:
         direction_radius: λ_c.

@@ -25,7 +25,8 @@ class FoundationFL(Rule):
     Checked against: the formula written out in numpy.
 
     No root data is used: the synthetic updates are copies. How many is a parameter of the paper; half as many as there
-    are clients here. Of equal scores the update nearest to the mean is taken.
+    are clients here. Of equal scores the update nearest to the mean is taken. The bound is the trimmed mean's and says
+    nothing of the copies: attackers whose noise sets the extremes are themselves far from both, and may be copied.
 
     Attributes:
         base: ``trimmed_mean`` or ``median``.

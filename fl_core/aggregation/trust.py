@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fl_core.aggregation.base import Aggregate, Rule, register_rule, require_reference, weighted_mean
+from fl_core.aggregation.base import Aggregate, Rule, fall_back, register_rule, require_reference, weighted_mean
 from fl_core.aggregation.similarity import SimilarityMemory, similarity_mass
 from fl_core.aggregation.view import ServerView
 from fl_core.fingerprint.geometry import clip_to, clip_to_median, median, norms, root_cosine
@@ -140,7 +140,7 @@ class TrustWeighting:
         _check_trust(trust, len(view.accepted))
         trust = self.discounted(view, trust, similarity)
         if not self.root_anchor and float(trust.sum()) <= 0:
-            return Aggregate(reference, torch.zeros_like(trust), root_weight=1.0)
+            return fall_back(view)
         weights, root_weight = self.weights(trust)
         clipped = self.clip(view.accepted, reference)
         if self.safeguard:
@@ -229,7 +229,7 @@ def _safest(view: ServerView, clipped: Tensor, weights: Tensor, margin: float) -
     updates = candidates.to(clipped) @ clipped + root_weights.to(reference)[:, None] * reference
     best = _least(view.root_sample_losses(updates), margin)
     # Copies: what is kept of the round should not hold on to all candidates.
-    return Aggregate(updates[best].clone(), candidates[best].clone(), float(root_weights[best]))
+    return Aggregate(updates[best].clone(), candidates[best].clone(), max(float(root_weights[best]), 0.0))
 
 
 def _least(losses: Tensor, margin: float) -> int:

@@ -25,13 +25,19 @@ class ServerView:
     """What the server has in one round, and nothing else: not who is malicious, how many, or by which attack.
 
     Attributes:
-        updates: (N, P) float32, as received. Rows with a NaN or an infinity are rejected, see ``rejected``.
+        updates: (N, P) float32 (what rules make of float64 is float64), as received. Rows with a NaN or an infinity are
+            rejected, see ``rejected``.
         global_model: (P,) float32, shared parameters that the round began with.
         reference: (P,) float32, what the server got by running the clients' objective on the reference half.
         server_local: (L,) float32, the server's own BatchNorm after its reference training.
         round: Round number from 0.
         fingerprinter: Computes the six features from the above and the server's root data.
         clients: (N,) int64, who has sent each row, for rules that remember clients; by default 0 to N − 1.
+        layers: Sizes of the parameters that an update is made of, in order, for rules that go layer by layer; () if
+            they are not known.
+
+    Raises:
+        ValueError: One of them is of another kind or size than the updates ask for.
     """
 
     updates: Tensor
@@ -41,10 +47,15 @@ class ServerView:
     round: int = 0
     fingerprinter: Fingerprinter | None = None
     clients: Tensor | None = None
+    layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.updates.ndim != 2 or 0 in self.updates.shape:
             raise ValueError(f"updates must have shape (N, P) with N, P of at least 1, got {tuple(self.updates.shape)}")
+        if self.updates.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"updates must be float32 or float64, got {self.updates.dtype}; call .float() on them")
+        if self.updates.requires_grad:  # an update is what a client has sent: nothing is differentiated through it
+            object.__setattr__(self, "updates", self.updates.detach())
         size = self.updates.shape[1]
         for name in ("global_model", "reference"):
             vector = getattr(self, name)
@@ -52,6 +63,11 @@ class ServerView:
                 raise ValueError(f"{name} must have shape ({size},) like an update, got {tuple(vector.shape)}")
         if self.clients is not None:
             self._check_clients(self.clients)
+        if self.layers and (sum(self.layers) != size or min(self.layers) < 1):
+            raise ValueError(
+                f"layers must be sizes of at least 1 that add up to the {size} parameters of an update; got "
+                f"{self.layers}, in all {sum(self.layers)}"
+            )
 
     def _check_clients(self, clients: Tensor) -> None:
         count = len(self.updates)
@@ -62,8 +78,10 @@ class ServerView:
                 f"the updates; got {told}"
             )
         numbers = clients.tolist()
-        if len({*numbers}) < count:
-            raise ValueError(f"clients must be {count} different numbers, one a row of the updates; got {numbers}")
+        if len({*numbers}) < count or min(numbers) < 0:
+            raise ValueError(
+                f"clients must be {count} different numbers from 0 up, one a row of the updates; got {numbers}"
+            )
 
     @cached_property
     def rejected(self) -> Tensor:

@@ -139,6 +139,12 @@ def clip_factors(lengths: Tensor, norm: Tensor) -> Tensor:
     return (norm / lengths.clamp_min(torch.finfo(lengths.dtype).tiny)).clamp_max(1.0)
 
 
+def norm_factors(updates: Tensor, bound: float | None) -> Tensor:
+    """What cuts each update to a norm, by default to the median one: (n, P) to (n,) float64, at most 1."""
+    lengths = norms(updates).cpu()
+    return clip_factors(lengths, median(lengths) if bound is None else torch.tensor(bound, dtype=torch.float64))
+
+
 def clip_to(updates: Tensor, norm: Tensor) -> Tensor:
     """Scales down each row (A, P) that is longer than ``norm``."""
     return updates * clip_factors(norms(updates), norm).to(updates.dtype)[:, None]

@@ -72,6 +72,11 @@ class ParameterLayout:
         """L."""
         return sum(entry.size for entry in self.local)
 
+    @cached_property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the shared vector's parameters, in order; their sum is P."""
+        return tuple(entry.size for entry in self.shared)
+
     def initial(self, network: nn.Module) -> tuple[Tensor, Tensor]:
         """The network's present values as vectors: shared (P,) and local (L,)."""
         state = {name: value.detach().unsqueeze(0) for name, value in network.state_dict().items()}

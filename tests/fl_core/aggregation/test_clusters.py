@@ -37,7 +37,7 @@ def test_mean_shift_finds_the_clusters_that_scikit_learn_finds(n, d, seed):
     assert np.array_equal(mean_shift(torch.from_numpy(points)).numpy(), expected)
 
 
-@pytest.mark.parametrize("sizes", [[10], [6, 4], [5, 5]])
+@pytest.mark.parametrize("sizes", [[10], [6, 4], [5, 5], [26], [100], [30, 30], [40, 20]])
 def test_mean_shift_of_equal_points_is_one_cluster_for_each_place(sizes):
     points = torch.repeat_interleave(
         torch.tensor([[0.2, 0.8], [0.8, 0.2]]).double()[: len(sizes)], torch.tensor(sizes), 0

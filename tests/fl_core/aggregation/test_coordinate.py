@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core.aggregation import ServerView, make_rule, sorting
-from fl_core.aggregation.coordinate import mean_around_median
 
 
 def aggregate(name: str, updates, **options) -> torch.Tensor:
@@ -40,11 +39,13 @@ def test_network_and_sort_give_the_same_trimmed_mean(most, n, size, seed, data):
 @pytest.mark.parametrize("most", [sorting._MOST_CLIENTS, 1])
 def test_columns_are_the_same_in_chunks(most, monkeypatch, normal):
     updates = normal(9, 1000)
-    whole = sorting.trimmed_mean(updates, 2), mean_around_median(updates, 6)
+    whole = sorting.trimmed_mean(updates, 2), sorting.mean_around_median(updates, 6)
     monkeypatch.setattr(sorting, "_CHUNK", 9 * 64)
     monkeypatch.setattr(sorting, "_NARROWEST", 7)
     monkeypatch.setattr(sorting, "_MOST_CLIENTS", most)
-    for one, other in zip(whole, (sorting.trimmed_mean(updates, 2), mean_around_median(updates, 6)), strict=True):
+    for one, other in zip(
+        whole, (sorting.trimmed_mean(updates, 2), sorting.mean_around_median(updates, 6)), strict=True
+    ):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 

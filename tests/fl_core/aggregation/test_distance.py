@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fl_core.aggregation import Aggregate, ServerView, gram, make_rule
-from fl_core.aggregation.coordinate import mean_around_median
 from fl_core.aggregation.gram import distances_to, relative_gram, squared_distances
+from fl_core.aggregation.sorting import mean_around_median
 from fl_core.training.native import library
 
 quick = settings(max_examples=40)
@@ -162,9 +162,25 @@ def test_mda_with_many_clients_still_leaves_out_exactly_the_attackers():
     assert (weights[20:] > 0).all()
 
 
-def test_mda_says_how_large_f_may_be():
-    with pytest.raises(ValueError, match="it takes f <= 20, got f=21 of n=70 clients; give num_byzantine"):
-        aggregate("mda", draw(70, 3, 0))
+@quick
+@given(n=st.integers(3, 9), size=st.integers(1, 3), seed=seeds)
+def test_mda_takes_the_densest_of_the_smallest_subsets_where_distances_tie(n, size, seed):
+    updates = np.random.default_rng(seed).integers(0, 3, (n, size)).astype(np.float32)
+    f = (n - 1) // 2
+    subsets = list(combinations(range(n), n - f))
+    spread = {s: ((updates[list(s)][:, None] - updates[list(s)]) ** 2).sum() for s in subsets}
+    smallest = min(diameter(updates, s) for s in subsets)
+    densest = min(spread[s] for s in subsets if diameter(updates, s) == smallest)
+    taken = tuple(aggregate("mda", updates, num_byzantine=f).weights.nonzero().flatten().tolist())
+    assert (diameter(updates, taken), spread[taken]) == (smallest, densest)
+
+
+def test_mda_assumes_no_more_attackers_than_it_can_search_for():
+    updates = draw(70, 3, 0)
+    assumed, given_ = aggregate("mda", updates), aggregate("mda", updates, num_byzantine=20)
+    assert torch.equal(assumed.update, given_.update)
+    with pytest.raises(ValueError, match=r"mda needs n >= 2f \+ 1, f <= 20; got n=70, f=num_byzantine=21"):
+        aggregate("mda", updates, num_byzantine=21)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +189,7 @@ def test_mda_says_how_large_f_may_be():
         ("multi_krum", 10, 3, r"n >= 2f \+ 3"),
         ("bulyan", 14, 2, r"n >= 4f \+ 3"),
         ("monna", 9, 4, "n >= 2f"),
-        ("mda", 10, 4, r"n >= 2f \+ 1"),
+        ("mda", 10, 4, r"n >= 2f \+ 1, f <= 20"),
     ],
 )
 def test_a_number_of_byzantine_clients_out_of_bounds_quotes_the_bound(name, n, most, bound):

@@ -95,7 +95,8 @@ def test_without_attackers_it_is_the_mean(name):
         ("dnc", {"num_byzantine": 6, "filter_share": 1.5}, "dnc needs n > 1.5f; got n=8, f=num_byzantine=6"),
         ("dnc", {"iterations": 0}, "iterations must be at least 1, got 0"),
         ("dnc", {"coordinates": 0}, "coordinates must be at least 1, got 0"),
-        ("dnc", {"filter_share": 0.0}, "filter_share must be above 0, got 0.0"),
+        ("dnc", {"filter_share": 0.0}, "filter_share must be above 0 and finite, got 0.0"),
+        ("dnc", {"filter_share": float("inf")}, "filter_share must be above 0 and finite, got inf"),
     ],
 )
 def test_parameters_out_of_bounds_are_named(name, options, message):

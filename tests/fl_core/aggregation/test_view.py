@@ -1,10 +1,12 @@
+import re
+from dataclasses import replace
 from math import inf, nan
 
 import numpy as np
 import pytest
 import torch
 
-from fl_core.aggregation import ServerView
+from fl_core.aggregation import ServerView, make_rule
 from fl_core.aggregation.view import receive
 
 P = 4
@@ -134,6 +136,33 @@ def test_the_servers_own_vectors_must_be_as_long_as_an_update(name):
         ServerView(torch.zeros(3, P), **{name: torch.zeros(P + 1)})
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.complex64])
+def test_updates_that_no_rule_could_average_are_refused(dtype):
+    with pytest.raises(ValueError, match=rf"updates must be float32 or float64, got {dtype}"):
+        ServerView(torch.ones(3, P).to(dtype))
+
+
+def test_a_view_takes_no_gradient_along():
+    updates = torch.randn(5, P, generator=torch.Generator().manual_seed(0))
+    expected = make_rule("median")(ServerView(updates)).update
+    with torch.enable_grad():
+        assert torch.equal(make_rule("median")(ServerView(updates.clone().requires_grad_())).update, expected)
+
+
+@pytest.mark.parametrize("layers", [(1, 2), (P, 0), (P + 1, -1)])
+def test_layers_must_be_those_of_an_update(layers):
+    with pytest.raises(ValueError, match=rf"add up to the {P} parameters of an update; got {re.escape(str(layers))}"):
+        ServerView(torch.ones(3, P), layers=layers)
+
+
+def test_what_a_rule_returns_is_the_callers_and_not_the_servers_own_reference(federation):
+    view = federation().local_round().view
+    before = view.reference.clone()
+    for name in ("root_only", "fltrust", "foolsgold"):
+        make_rule(name)(replace(view, updates=-view.reference.expand_as(view.updates))).update.zero_()
+    assert torch.equal(view.reference, before)
+
+
 def test_a_fingerprint_needs_root_data():
     with pytest.raises(ValueError, match="fingerprint needs root data"):
         ServerView(torch.zeros(3, P)).fingerprint  # noqa: B018
@@ -145,7 +174,8 @@ def test_a_fingerprint_needs_root_data():
         ([4, 7], r"got \[4, 7\]"),
         (torch.tensor([4.0, 7.0]), r"got torch.float32 of shape \(2,\)"),
         (torch.tensor([4, 7, 9]), r"got torch.int64 of shape \(3,\)"),
-        (torch.tensor([4, 4]), r"different numbers, one a row of the updates; got \[4, 4\]"),
+        (torch.tensor([4, 4]), r"different numbers from 0 up, one a row of the updates; got \[4, 4\]"),
+        (torch.tensor([-1, 1]), r"different numbers from 0 up, one a row of the updates; got \[-1, 1\]"),
     ],
 )
 def test_a_view_needs_a_number_of_its_own_for_every_row(clients, told):
@@ -163,6 +193,7 @@ def test_a_view_holds_nothing_of_the_truth(federation):
         "round",
         "fingerprinter",
         "clients",
+        "layers",
     }
     assert view.clients is None
 
