@@ -73,12 +73,15 @@ test-slow: setup-dev  ## Run the tests that take minutes.
 	$(BIN)/python -m pytest -m slow
 
 sanitize: setup-dev  ## Build the native engine with address and undefined-behaviour sanitizers and test it.
-	CXXFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" LDFLAGS="$(SANITIZE)" \
+	rm -rf $(SANITIZED)
+	OPTIGRAD_REQUIRE_NATIVE=1 LDFLAGS="$(SANITIZE)" \
+	CXXFLAGS="$(SANITIZE) -fno-sanitize-recover=undefined -fno-omit-frame-pointer" \
 	  $(BIN)/python setup.py -q build_ext --build-lib $(SANITIZED) --build-temp $(SANITIZED)/objects
-	OPTIGRAD_LIBRARY="$$(find "$(CURDIR)/$(SANITIZED)" -name '_kernels*.so')" \
+	OPTIGRAD_REQUIRE_NATIVE=1 OPTIGRAD_LIBRARY="$$(find "$(CURDIR)/$(SANITIZED)" -name '_kernels*.so')" \
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 \
-	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py tests/fl_core/fingerprint/test_native_fingerprint.py
+	  $(BIN)/python -m pytest tests/fl_core/training/test_native.py \
+	  tests/fl_core/fingerprint/test_native_fingerprint.py tests/fl_core/aggregation/test_distance.py
 
 lint: setup-dev  ## Check style and types.
 	$(BIN)/ruff check .

@@ -49,7 +49,7 @@ REASONS = {
     "zero": "contributes nothing: costs speed, not direction",
     "ipm_small": "a tenth of the mean backwards: aims at rules that keep the small and the near",
     "targeted_label_flip": "concerns one class in ten",
-    "on_off": "honest in three rounds of five, and in the last ones",
+    "on_off": "honest in three rounds of five, and in the first of the last three",
     "model_replacement": "wants the trigger to work and the rest to stay: see its success",
     "dba": "wants the trigger to work and the rest to stay: see its success",
     "edge_case": "wants rare samples of one class: see its success",

@@ -116,10 +116,11 @@ def _value(value: Any) -> str:
 
 
 ATTACKS = """Every attack is a name for `--attacks`, `Scenario(attack=...)` and `reset(options={"attack": ...})`, with
-the parameters of its row as `attack_options`. An attack states what its adversary must *know*; the adversary never sees
-more than an `AdversaryView`. With no malicious client every attack is the identity; it works with any number of them
-that leaves one client honest. What each costs FedAvg: `python benchmarks/attacks.py`,
-[results/attacks.csv](../results/attacks.csv)."""
+the parameters of its row as `attack_options`. An attack states what its adversary must *know*, beyond what any client
+has, its own data and update, the broadcast model and its last change; *fingerprint* is what the server computes from
+root data, be it the reference update alone. The adversary never sees more than an `AdversaryView`. With no malicious
+client every attack is the identity; it works with any number of them that leaves one client honest. What each costs
+FedAvg: `python benchmarks/attacks.py`, [results/attacks.csv](../results/attacks.csv)."""
 
 RULES = """Every rule is a name for `--rules` and `make_rule`. A rule sees a `ServerView` and nothing else, save the two
 reference lines that are told the *truth*. Those marked *root* need the server's root data, those marked *numbers* the

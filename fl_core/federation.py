@@ -205,8 +205,8 @@ class Federation:
         picks = self._batches(rows)
         updates, local = self.shared.new_empty(len(rows), len(self.shared)), self.local.clone()
         poisoned = self._poisoned(picks, rows) if attacking and self.attack.poisons else None
-        images_of_row = picks[0].numel() * prod(self.dataset.image_shape)
-        for places in torch.arange(len(rows)).split(max(_PIXELS_AT_ONCE // images_of_row, 1)):
+        pixels_of_row = picks[0].numel() * prod(self.dataset.image_shape)
+        for places in torch.arange(len(rows)).split(max(_PIXELS_AT_ONCE // pixels_of_row, 1)):
             block = rows[places]
             images, labels = self._seen(picks[places], block), self.dataset.labels[picks[places]]
             if poisoned is not None:
@@ -249,7 +249,7 @@ class Federation:
             raise ValueError(f"an update has the shape {tuple(self.shared.shape)}, got {tuple(update.shape)}")
         update = update.to(self.shared)  # a rule may have computed in float64
         self.shared = self.shared + update
-        self._last_change = update
+        self._last_change = update.clone()  # the caller's tensor, which may be written to again
         self.round += 1
 
     def evaluate(self, updates: Tensor, split: str, at_most: int | None = None) -> Metrics:

@@ -184,7 +184,10 @@ class RootServer:
         self.round += 1
 
     def write_to(self, network: nn.Module) -> None:
-        """Writes the global model into a network for use, with the server's BatchNorm re-estimated on root data.
+        """Writes the global model into a network for use.
+
+        Where BatchNorm is local (FedBN), with the server's own, its statistics re-estimated on root data; where it is
+        shared, its statistics are part of the global model and are written as they are.
 
         Raises:
             ValueError: The network lacks one of the model's tensors, by name and shape; nothing was written.

@@ -6,12 +6,20 @@ import hypothesis
 import pytest
 import torch
 
+from fl_core.training import native
+
 # How long an example takes is the machine's affair: a busy one fails no test.
 hypothesis.settings.register_profile("optigrad", hypothesis.settings(), deadline=None)
 hypothesis.settings.load_profile("optigrad")
 
 # One thread a process: tiny networks gain nothing from two, and sums keep one order.
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    """Skips the tests of the native library where there is none, unless it is what should be tested."""
+    if os.environ.get("OPTIGRAD_REQUIRE_NATIVE") and (reason := native.why_not()):
+        raise pytest.UsageError(f"OPTIGRAD_REQUIRE_NATIVE is set and there is no native engine: {reason}")
 
 
 @pytest.fixture(scope="session", autouse=True)

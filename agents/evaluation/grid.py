@@ -16,6 +16,8 @@ from agents.evaluation.options import parse_options
 from agents.evaluation.plugins import Plugin
 from fl_core import Federation, Scenario, configure, settings_of
 from fl_core.aggregation import ServerView, takes_num_byzantine
+from fl_core.attacks import make_attack
+from fl_core.attacks.schedule import ScheduledAttack
 from fl_core.config import FederationConfig, frozen
 from optigrad_env import TRAIN_ATTACKS
 from optigrad_env.env import federated
@@ -254,8 +256,16 @@ class Grid:
 
         A policy whose card does not say what it has seen may have seen all.
         """
-        name, seen = parse_attack(attack)[0], self.seen_attacks()
+        name, seen = self._played(attack), self.seen_attacks()
         return name not in (*TRAIN_ATTACKS, NO_ATTACK) and seen is not None and name not in seen
+
+    def _played(self, attack: str) -> str:
+        """The attack's name; of a timetable that leaves out no round, that of the attack that it is of."""
+        name, options = parse_attack(attack)
+        made = make_attack(name, **options)
+        if isinstance(made, ScheduledAttack) and all(made.on(round_) for round_ in range(self.rounds)):
+            return made.attack
+        return name
 
     def to_json(self) -> dict[str, Any]:
         """The grid as plain data: what must be equal for results to be continued.

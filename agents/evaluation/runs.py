@@ -176,6 +176,8 @@ def _run(
     federation.fingerprinter = watch.around(federation.fingerprinter)
     rule = ready(contestant.make(config, cell.seed), federation)
     scores = _Scores(federation, {cell.attack: federation.attack, **{spec: _fresh(spec) for spec in others}})
+    # What searches against the deployed rule has nothing to search against along an oracle's run.
+    recording = features and contestant.label == RECORDED and not federation.attack.knows.needs_rule
     weights: list[Tensor | None] = []
     corrupted, recorded = [], []
     measured = curve_rounds(rounds)
@@ -184,7 +186,7 @@ def _run(
             round_ = federation.local_round(rule)
             with watch.server(last=number == rounds - 1):
                 aggregate = rule(round_.view)
-        if features and contestant.label == RECORDED:
+        if recording:
             recorded.append(round_.view.fingerprint.observation.cpu().numpy().astype(np.float16))
         with watch.round_goes_on():
             federation.apply(aggregate.update)

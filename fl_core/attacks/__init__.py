@@ -10,6 +10,7 @@ from fl_core.attacks import (  # noqa: F401  (importing registers)
     mimic,
     optimised,
     poisonedfl,
+    policy_aware,
     schedule,
     simple,
 )

@@ -1,9 +1,8 @@
-"""Attacks on this project's own defence: they know its six features, its reference update, or the policy itself."""
+"""Attacks on this project's own defence: they know its reference update, or all its six features."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import product
-from math import acos, cos, inf, pi, sin
+from dataclasses import dataclass
+from math import inf
 from typing import ClassVar
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor
 from fl_core.aggregation.base import require_reference
 from fl_core.aggregation.view import ServerView
 from fl_core.attacks.adversary import AdversaryView, Knowledge
-from fl_core.attacks.base import Attack, check_jitter, jittered, register_attack
-from fl_core.attacks.colluding import CommonVectorAttack
-from fl_core.attacks.optimised import NEGLIGIBLE, axes, check_budget
+from fl_core.attacks.base import register_attack
+from fl_core.attacks.colluding import CommonVectorAttack, CoordinatedAttack
+from fl_core.attacks.optimised import NEGLIGIBLE, axes, check_budget, deviation_against
 from fl_core.attacks.search import Score, evolve
 from fl_core.fingerprint import FEATURES
 from fl_core.fingerprint.geometry import median, norms, root_cosine, unit_vector
@@ -53,7 +52,7 @@ class ReferenceOrthogonal(CommonVectorAttack):
 
 @register_attack("feature_box")
 @dataclass(frozen=True)
-class FeatureBox(Attack):
+class FeatureBox(CoordinatedAttack):
     """Against the honest mean as far as all six features stay within the honest clients' 5 to 95 % range.
 
     Formula: minimise ``mean(xᵢ)·μ`` subject to ``q₅ ≤ feature(xᵢ) ≤ q₉₅`` for each of the six and every malicious
@@ -67,19 +66,17 @@ class FeatureBox(Attack):
     it again. The search begins at vectors of typical norm, root and peer cosine that are otherwise as one client's
     update is, and moves in the span of the best of them, the reference, what the honest clients agree on, their mean,
     and their standard deviation against the mean's sign. Outside the box a point counts by how far outside it is; if
-    none inside is found, the least conspicuous one is sent. ``jitter`` comes after the search, and may lead out.
+    none inside is found, the least conspicuous one is sent.
 
     Attributes:
         evaluations: Budget: fingerprints that are computed in a round, two more than this at most.
-        jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
     """
 
     knows: ClassVar[Knowledge] = Knowledge.FINGERPRINT
     evaluations: int = 60
-    jitter: float = field(default=0.0, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_jitter("feature_box", self.jitter)
+        super().__post_init__()
         check_budget("feature_box", "evaluations", self.evaluations)
 
     def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
@@ -88,10 +85,10 @@ class FeatureBox(Attack):
         view = adversary.server_view("feature_box", everyone)
         typical = _Typical.of(view, places, require_reference(view, "feature_box"))
         peculiar = _peculiar(own, [typical.unit, typical.agreed])
-        mean = honest.mean(dim=0).double()
+        mean, disguised = honest.mean(dim=0).double(), self.disguise(own, adversary)
 
         def sent(common: Tensor, apart: float | Tensor) -> Tensor:
-            return (common + apart * peculiar).to(own.dtype)
+            return disguised((common + apart * peculiar).to(own.dtype))
 
         def score(rows: Tensor) -> Score:
             arranged = adversary.arrange(rows, honest)
@@ -102,7 +99,7 @@ class FeatureBox(Attack):
         order = _outside(view.fingerprint.observation, places).argsort(stable=True)
         starts = [typical.like(row, len(own)) for row in everyone[order[: max(self.evaluations // 5, 1)]]]
         common, apart = max(starts, key=lambda start: score(sent(*start)))
-        basis = _basis([typical.unit, typical.agreed, common, mean, _against(honest)])
+        basis = _basis([typical.unit, typical.agreed, common, mean, deviation_against(honest)])
         best = evolve(
             lambda point: score(sent(point[:-1] @ basis, point[-1])),
             [torch.cat([basis @ common, torch.full_like(common[:1], apart)])],
@@ -110,67 +107,7 @@ class FeatureBox(Attack):
             max(self.evaluations - len(starts), 1),
             adversary.generator,
         )
-        return jittered(sent(best[:-1] @ basis, best[-1]), self.jitter, adversary.generator)
-
-
-@register_attack("policy_aware")
-@dataclass(frozen=True)
-class PolicyAware(CommonVectorAttack):
-    """Against the deployed rule itself: scale, angle to the reference and share of coordinates, by black-box search.
-
-    Formula: ``t·ρ·(cos φ·e₀ − sin φ·u)`` on the share q of coordinates with the largest |μ|, μ on the others; (t, φ, q)
-        minimises ``rule(...)·μ``. e₀, u and ρ as in ``reference_orthogonal``.
-    Source: ours.
-    Checked against: ``reference_orthogonal``, one of the points that are tried, and ``ipm``: neither does more harm.
-
-    Threat model: the adversary knows the honest updates and the server's reference, and can ask the frozen policy (or
-    any other rule) what it would make of a round, as often as the budget lets it. φ = 0 is the reference itself,
-    φ = π/2 orthogonal to it, φ = π its reverse. The search begins with twelve fixed points, and goes on as an evolution
-    strategy. It minimises the aggregate's movement along the honest mean: to first order the honest clients' progress,
-    which an adversary knows from their updates alone. The loss on root data would be what a defence with root data
-    watches too, and the distance to the honest mean counts overshooting it as harm.
-
-    Attributes:
-        evaluations: Budget: how often the deployed rule is evaluated in a round.
-        largest: Largest t, the length of what is sent in units of the median honest norm.
-    """
-
-    knows: ClassVar[Knowledge] = Knowledge.POLICY
-    evaluations: int = 60
-    largest: float = 10.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_budget("policy_aware", "evaluations", self.evaluations)
-        if not 0 < self.largest < inf:
-            raise ValueError(f"policy_aware: largest must be above 0 and finite, got {self.largest}")
-
-    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``CommonVectorAttack.vector``."""
-        view = adversary.server_view("policy_aware", adversary.arrange(own, honest))
-        reference, mean = require_reference(view, "policy_aware"), honest.mean(dim=0).double()
-        unit, aside = axes(reference, mean)
-        length = median(norms(honest))
-        order = mean.abs().argsort(descending=True, stable=True)
-
-        def sent(point: Tensor) -> Tensor:
-            scale, angle, share = point.tolist()
-            attacked = order[: round(share * len(order))]
-            vector = mean.clone()
-            vector[attacked] = (scale * length * (cos(angle) * unit - sin(angle) * aside))[attacked]
-            return vector.to(own.dtype)
-
-        def score(point: Tensor) -> Score:
-            update = adversary.aggregate("policy_aware", adversary.arrange(sent(point).expand_as(own), honest))
-            return (-float(update.double() @ mean),)
-
-        natural = acos(float(median(root_cosine(honest, reference)).clamp(-1, 1)))
-        starts = product((1.0, self.largest), (natural, pi / 2, pi), (1.0, 0.5))
-        points = [torch.tensor(start, dtype=torch.float64) for start in starts]
-        low, high = torch.zeros(3, dtype=torch.float64), torch.tensor([self.largest, pi, 1.0], dtype=torch.float64)
-        return sent(
-            evolve(score, points, 0.3, self.evaluations, adversary.generator, lambda point: point.clamp(low, high))
-        )
+        return sent(best[:-1] @ basis, best[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,12 +176,6 @@ def _peculiar(own: Tensor, others: Sequence[Tensor]) -> Tensor:
     rows = rows - (rows @ basis.T) @ basis
     lengths = rows.norm(dim=1, keepdim=True)
     return rows / torch.where(lengths > NEGLIGIBLE * own.double().norm(), lengths, inf)
-
-
-def _against(honest: Tensor) -> Tensor:
-    """(P,) float64, the honest standard deviation against the sign of the honest mean."""
-    spread: Tensor = honest.std(dim=0, correction=0) * honest.mean(dim=0).sign()
-    return -spread.double()
 
 
 def _outside(features: Tensor, malicious: Tensor) -> Tensor:

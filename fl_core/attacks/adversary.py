@@ -18,9 +18,11 @@ RULE_NEEDED = (
 
 
 class Knowledge(StrEnum):
-    """Threat model of an attack: what it needs to know.
+    """Threat model of an attack: what it needs to know beyond what any client has.
 
-    ``RULE`` and ``FINGERPRINT`` each include the honest updates, neither the other; ``POLICY`` includes all.
+    That is its own data and update, the broadcast model and its last change. ``FINGERPRINT`` is what the server
+    computes from root data, be it the reference update alone. ``RULE`` and ``FINGERPRINT`` each include the honest
+    updates, neither the other; ``POLICY`` includes all.
     """
 
     NOTHING = "nothing"

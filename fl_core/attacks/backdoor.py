@@ -102,7 +102,8 @@ class DBA(Backdoor):
     Source: Xie et al. 2020, "DBA: Distributed Backdoor Attacks against Federated Learning", ICLR, section 3.
     Checked against: the four parts, which are disjoint and together make the trigger.
 
-    The multiple-shot form: every round, without boost.
+    The multiple-shot form: every round, without boost. With fewer than four malicious clients some bars are trained by
+    nobody, and the test shows them all the same.
     """
 
     def implant(self, data: LocalData, count: int) -> Tensor:

@@ -163,11 +163,15 @@ class ColludableAttack(Attack):
 
 def jittered(rows: Tensor, jitter: float, generator: torch.Generator) -> Tensor:
     """Adds isotropic noise of expected length ``jitter`` times its own to each row (f, P)."""
+    return disguise(rows, jitter, generator)(rows)
+
+
+def disguise(like: Tensor, jitter: float, generator: torch.Generator) -> Callable[[Tensor], Tensor]:
+    """Draws the noise that ``jittered`` would add to rows (f, P) once, for attacks that try several: what adds it."""
     if jitter == 0:
-        return rows
-    noise = torch.randn(rows.shape, generator=generator).to(rows) / math.sqrt(rows.shape[1])
-    lengths: Tensor = rows.norm(dim=1, keepdim=True)
-    return rows + jitter * lengths * noise
+        return lambda rows: rows
+    noise = jitter * torch.randn(like.shape, generator=generator).to(like) / math.sqrt(like.shape[1])
+    return lambda rows: rows + rows.norm(dim=1, keepdim=True) * noise
 
 
 def check_jitter(attack: str, jitter: float) -> None:

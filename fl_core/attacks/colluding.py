@@ -1,6 +1,7 @@
 """Colluding attacks: every malicious client sends the same vector; here, one made from the honest updates."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import ClassVar
@@ -8,12 +9,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from fl_core.attacks.adversary import AdversaryView, Knowledge
-from fl_core.attacks.base import Attack, check_finite, check_jitter, jittered, register_attack
+from fl_core.attacks.base import Attack, check_finite, check_jitter, disguise, register_attack
 
 
 @dataclass(frozen=True)
-class CommonVectorAttack(Attack):
-    """All malicious clients send one vector, made from everything that the adversary has.
+class CoordinatedAttack(Attack):
+    """The malicious clients agree on what they send, and may disguise that they do.
 
     Attributes:
         jitter: Length of the noise that each malicious client adds, relative to the length of what it sends.
@@ -23,6 +24,18 @@ class CommonVectorAttack(Attack):
 
     def __post_init__(self) -> None:
         check_jitter(type(self).__name__, self.jitter)
+
+    def disguise(self, own: Tensor, adversary: AdversaryView) -> Callable[[Tensor], Tensor]:
+        """Draws this round's noise for each of the own updates (f, P): what adds it to rows (f, P) to be sent.
+
+        One that searches for what to send tries it out with the noise that it will be sent with.
+        """
+        return disguise(own, self.jitter, adversary.generator)
+
+
+@dataclass(frozen=True)
+class CommonVectorAttack(CoordinatedAttack):
+    """All malicious clients send one vector, made from everything that the adversary has."""
 
     @abstractmethod
     def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
@@ -34,7 +47,7 @@ class CommonVectorAttack(Attack):
 
     def sent(self, vector: Tensor, own: Tensor, adversary: AdversaryView) -> Tensor:
         """The vector (P,) in place of every own update (f, P), with the noise that each adds."""
-        return jittered(vector.to(own.dtype).expand_as(own), self.jitter, adversary.generator)
+        return self.disguise(own, adversary)(vector.to(own.dtype).expand_as(own))
 
 
 @dataclass(frozen=True)
@@ -61,10 +74,12 @@ class ALIE(OmniscientAttack):
     Source: Baruch et al. 2019, arXiv 1902.06156, algorithm 3.
     Checked against: byzfl.ALittleIsEnough and byzpy's LittleAttack for their own z; z against a table of Φ.
 
-    σ is the population's deviation, as in the authors' code (byzfl divides by n − f − 1). z is negative where few of
-    many are malicious: the formula's share is then below a half. Where the malicious clients are a majority by
-    themselves (s < 1), one supporter is assumed, which keeps z finite; where all honest clients are needed as
-    supporters, z is 0. byzpy has z = Φ⁻¹((n − s)/n) instead, which counts the malicious among those to be convinced.
+    The paper's adversary estimates μ and σ from its own clients' updates, here it knows the honest ones'; the paper
+    writes μ + z·σ, and the minus is its authors' code's. σ is the population's deviation, as in the authors' code
+    (byzfl divides by n − f − 1). z is negative where few of many are malicious: the formula's share is then below a
+    half. Where the malicious clients are a majority by themselves (s < 1), one supporter is assumed, which keeps z
+    finite; where all honest clients are needed as supporters, z is 0. byzpy has z = Φ⁻¹((n − s)/n) instead, which
+    counts the malicious among those to be convinced.
 
     Attributes:
         z: Fixed number of standard deviations; ``None`` takes the paper's formula.

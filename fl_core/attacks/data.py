@@ -36,8 +36,9 @@ class DynamicLabelFlip(ColludableAttack):
     Source: Shejwalkar et al. 2022, arXiv 2108.10241 (there by a surrogate model that the adversary trains).
     Checked against: the classes of a model that is known; in a federation, against its own logits.
 
-    Knows the global model, as every client does, and nothing of the other clients. The label that a bad model finds
-    least likely may be the true one; it is left as it is.
+    Knows the global model, as every client does, and nothing of the other clients. With local BatchNorm the model has
+    that of the first malicious client of the round, for the samples of all. The label that a bad model finds least
+    likely may be the true one; it is left as it is.
     """
 
     def poison(self, data: LocalData) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from fl_core.aggregation.gram import squared_distances
 from fl_core.aggregation.root import FLTrust
 from fl_core.attacks.adversary import AdversaryView, Knowledge
 from fl_core.attacks.base import Attack, register_attack
-from fl_core.attacks.colluding import CommonVectorAttack
+from fl_core.attacks.colluding import CommonVectorAttack, CoordinatedAttack
 from fl_core.attacks.search import line_search
 from fl_core.fingerprint.geometry import unit_vector
 
@@ -33,8 +33,9 @@ class FangTrim(Attack):
     Checked against: the interval itself, per coordinate.
 
     Every malicious client draws its own values. The paper's formula is for model parameters and is not the same at
-    another origin; the authors' code applies it to gradients, and so does this. A coordinate whose honest extreme is 0
-    stays 0.
+    another origin; the authors' code applies it to gradients, and so does this. The paper's s is the way of the
+    attacked rule's aggregate without attack; the authors' code takes that of the sum, and so does this. Their extremes
+    run over all updates. A coordinate whose honest extreme is 0 stays 0.
 
     Attributes:
         b: Width of the interval beyond the extreme, above 1.
@@ -66,8 +67,9 @@ class FangKrum(CommonVectorAttack):
     Source: Fang et al. 2020, arXiv 1911.11815, section 3.2, full knowledge.
     Checked against: the registered ``krum``, which must choose the vector at λ and not at 2λ.
 
-    Krum is simulated: the deployed rule is not asked. If λ shrinks to nothing the clients send their own updates, as
-    in the authors' code. For n < 2f + 3, where Krum has no bound, it is taken to look at one neighbour at least.
+    Krum is simulated: the deployed rule is not asked. The paper's s is the way of Krum's choice without attack; the
+    authors' code takes that of the sum, and so does this. If λ shrinks to nothing the clients send their own updates,
+    as in the authors' code. For n < 2f + 3, where Krum has no bound, it is taken to look at one neighbour at least.
 
     Attributes:
         halvings: Budget: how often λ may be halved, at O(N²) each; no rule is evaluated.
@@ -113,8 +115,8 @@ class FangKrum(CommonVectorAttack):
 
 
 @dataclass(frozen=True)
-class LineSearchAttack(CommonVectorAttack):
-    """One direction, and the strength along it that moves the deployed rule furthest from the honest mean.
+class LineSearchAttack(CoordinatedAttack):
+    """One direction for all, and the strength along it that moves the deployed rule furthest from the honest mean.
 
     Attributes:
         largest: Largest strength that is tried.
@@ -136,15 +138,18 @@ class LineSearchAttack(CommonVectorAttack):
     def candidate(self, honest: Tensor) -> Callable[[float], Tensor]:
         """The vector (P,) of a strength, from the honest updates (N − f, P)."""
 
-    def vector(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
-        """See ``CommonVectorAttack.vector``."""
-        candidate, mean = self.candidate(honest), honest.mean(dim=0)
+    def corrupt(self, own: Tensor, honest: Tensor, adversary: AdversaryView) -> Tensor:
+        """See ``Attack.corrupt``."""
+        candidate, mean, disguised = self.candidate(honest), honest.mean(dim=0), self.disguise(own, adversary)
+
+        def sent(strength: float) -> Tensor:
+            return disguised(candidate(strength).to(own.dtype).expand_as(own))
 
         def damage(strength: float) -> float:
-            updates = adversary.arrange(candidate(strength).expand_as(own), honest)
-            return float((adversary.aggregate(self._name, updates) - mean).double().norm())
+            update = adversary.aggregate(self._name, adversary.arrange(sent(strength), honest))
+            return float((update - mean).double().norm())
 
-        return candidate(line_search(damage, self.largest, self.evaluations))
+        return sent(line_search(damage, self.largest, self.evaluations))
 
 
 @register_attack("optimised_alie")
@@ -243,3 +248,9 @@ def axes(reference: Tensor, vector: Tensor) -> tuple[Tensor, Tensor]:
     unit = unit_vector(reference.double())
     aside = vector.double() - (vector.double() @ unit) * unit
     return unit, unit_vector(torch.where(aside.norm() > NEGLIGIBLE * vector.double().norm(), aside, 0.0))
+
+
+def deviation_against(honest: Tensor) -> Tensor:
+    """(P,) float64, the honest standard deviation against the sign of the honest mean."""
+    spread: Tensor = honest.std(dim=0, correction=0) * honest.mean(dim=0).sign()
+    return -spread.double()

@@ -113,8 +113,8 @@ class LateOnset(ScheduledAttack):
     Checked against: the timetable by hand; a federation's rounds.
 
     By then the model is good, trust is earned, and a detector has seen the malicious clients at their best. A scenario
-    has an onset too, which training draws from the first few rounds; this one is later than any of those. Knows what
-    the other attack must know.
+    has an onset too, which training draws from the first few rounds, and for the policies that ship up to this one.
+    Knows what the other attack must know.
 
     Attributes:
         attack: Name of the other attack.

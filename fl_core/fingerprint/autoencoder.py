@@ -75,7 +75,7 @@ class UpdateAutoencoder(nn.Module):
     @torch.no_grad()
     def error(self, sketches: Tensor) -> Tensor:
         """``‖x − VAE(x)‖² / ‖x‖²``, with the mean of the latent code: (N, 256) to (N,); 0 for a zero update."""
-        if native.serves(sketches):
+        if native.serves(sketches, self.latent.weight):  # the other layers are of its dtype and where it is
             return native.reconstruction_errors(self._chain, _GAIN, sketches)
         x = _GAIN * sketches
         mean, _ = self._encode(x)

@@ -52,7 +52,7 @@ def serves(*tensors: Tensor) -> bool:
 def norms(updates: Tensor) -> Tensor:
     """``geometry.norms``: (N, P) to (N,) float64."""
     _declare()
-    lengths = torch.empty(len(updates), dtype=torch.float64)
+    lengths = updates.new_empty(len(updates), dtype=torch.float64)
     library.call("optigrad_norms", updates.data_ptr(), *updates.shape, torch.get_num_threads(), lengths.data_ptr())
     return lengths
 
@@ -67,11 +67,12 @@ def measure(updates: Tensor, reference: Tensor, signs: Tensor) -> tuple[Tensor, 
     """
     _declare()
     clients, size = updates.shape
-    assert reference.shape == (size,)
-    assert len(signs) >= size
+    _check("updates", updates, (clients, size), torch.float32)
+    _check("reference", reference, (size,), torch.float32)
+    _check("signs", signs[:size], (size,), torch.float32)
     # The reference is measured like one more client, in the last place; of that only its norm is used.
-    figures = torch.empty(4, clients + 1, dtype=torch.float64)
-    folded = torch.empty(clients + 1, _SKETCH, dtype=torch.float64)
+    figures = updates.new_empty(4, clients + 1, dtype=torch.float64)
+    folded = updates.new_empty(clients + 1, _SKETCH, dtype=torch.float64)
     library.call(
         "optigrad_geometry",
         *(updates.data_ptr(), reference.data_ptr(), signs.data_ptr(), clients, size, torch.get_num_threads()),
@@ -90,6 +91,7 @@ def reconstruction_errors(layers: Sequence[tuple[nn.Linear, int, bool]], gain: f
         sketches: (N, D) float32.
     """
     _declare()
+    _check("sketches", sketches, (len(sketches), layers[0][0].in_features), torch.float32)
     chain = (_DenseLayer * len(layers))(
         *(
             _DenseLayer(layer.weight.data_ptr(), layer.bias.data_ptr(), layer.in_features, outputs, relu)
@@ -97,7 +99,7 @@ def reconstruction_errors(layers: Sequence[tuple[nn.Linear, int, bool]], gain: f
         )
     )
     network = _Autoencoder(chain, len(layers), max(outputs for _, outputs, _ in layers), gain)
-    errors = torch.empty(len(sketches))
+    errors = sketches.new_empty(len(sketches))
     library.call(
         "optigrad_reconstruction_errors",
         *(ctypes.byref(network), sketches.data_ptr(), len(sketches), torch.get_num_threads(), errors.data_ptr()),
@@ -112,7 +114,7 @@ def probes(shared: Tensor, updates: Tensor, clip: Tensor) -> Tensor:
     _check("shared", shared, (size,), torch.float32)
     _check("updates", updates, (clients, size), torch.float32)
     _check("clip", clip, (clients,), torch.float64)
-    models = torch.empty(clients + 2, size)
+    models = updates.new_empty(clients + 2, size)
     library.call(
         "optigrad_probes",
         *(shared.data_ptr(), updates.data_ptr(), clip.data_ptr(), clients, size, models.data_ptr()),
@@ -133,7 +135,7 @@ def surrogate_shapley(logits: Tensor, labels: Tensor, cap: float, weights: Seque
     models, samples, classes = logits.shape
     _check("logits", logits, (models, samples, classes), torch.float32)
     _check("labels", labels, (samples,), torch.int64)
-    shapley = torch.empty(models - 2, dtype=torch.float64)
+    shapley = logits.new_empty(models - 2, dtype=torch.float64)
     library.call(
         "optigrad_surrogate",
         *(logits.data_ptr(), labels.data_ptr(), models - 2, samples, classes, cap),

@@ -104,8 +104,11 @@ def layers_in_order(network: nn.Sequential) -> list[tuple[str, nn.Module]]:
     """The layers of a sequence by name, as often as it runs them: ``named_children`` tells one that is used twice once.
 
     Raises:
-        ValueError: One that is used twice has parameters or buffers: they have one name in a layout.
+        ValueError: They are not all that it does: a subclass has a forward pass of its own, or a layer has hooks (as
+            ``spectral_norm`` sets them). Or one that is used twice has parameters or buffers: they have one name in a
+            layout.
     """
+    _check_runs_its_layers(network)
     seen: dict[int, str] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
@@ -116,6 +119,22 @@ def layers_in_order(network: nn.Sequential) -> list[tuple[str, nn.Module]]:
                 "use; only engine='sequential' runs that"
             )
     return list(zip(network._modules, network, strict=True))
+
+
+def _check_runs_its_layers(network: nn.Sequential) -> None:
+    if type(network).forward is not nn.Sequential.forward:
+        raise ValueError(
+            f"{type(network).__name__} is an nn.Sequential with a forward pass of its own; only engine='sequential' "
+            "runs that"
+        )
+    for name, module in network.named_modules():
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        if any(hooks) or "forward" in vars(module):
+            at = f"layer {name!r} of the network" if name else "the network"
+            raise ValueError(
+                f"{at}, a {type(module).__name__}, has hooks or a replaced forward pass; only engine='sequential' runs "
+                "that"
+            )
 
 
 def _check_parameters(network: nn.Module) -> None:

@@ -18,7 +18,7 @@ from fl_core.models.parameters import ParameterLayout
 from fl_core.registry import check_fields, check_known
 from fl_core.training.compiled import CompiledEngine
 from fl_core.training.linear import LinearEngine
-from fl_core.training.native import NativeEngine, is_built
+from fl_core.training.native import NativeEngine, why_not
 from fl_core.training.objective import Objective
 from fl_core.training.sequential import SequentialEngine
 from fl_core.training.stacked import StackedEngine
@@ -110,8 +110,8 @@ class Engine(Protocol):
 @cache
 def _say_if_not_built() -> None:
     """One line a process: everything works without the native engine, but several times slower."""
-    if not is_built():
-        logging.getLogger(__name__).warning("the native engine is not built (no C++ compiler?); using stacked")
+    if reason := why_not():
+        logging.getLogger(__name__).warning("there is no native engine (%s); using stacked", reason)
 
 
 _CPU = torch.device("cpu")

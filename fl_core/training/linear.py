@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fl_core.models.parameters import ParameterLayout
+from fl_core.models.parameters import ParameterLayout, layers_in_order
 from fl_core.training.objective import Objective
 
 
@@ -21,7 +21,7 @@ class LinearEngine:
     name = "linear"
 
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
-        layers = list(network) if isinstance(network, nn.Sequential) else []
+        layers = [layer for _, layer in layers_in_order(network)] if isinstance(network, nn.Sequential) else []
         if [type(layer) for layer in layers] != [nn.Flatten, nn.Linear]:
             raise ValueError(
                 "the linear engine runs nn.Sequential(Flatten, Linear), which is network='mlp' with "

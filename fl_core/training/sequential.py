@@ -62,7 +62,7 @@ class SequentialEngine:
     def _train_client(
         self, shared: Tensor, local: Tensor, images: Tensor, labels: Tensor, objective: Objective, learning_rate: float
     ) -> tuple[Tensor, Tensor]:
-        network = self._network.to(shared).train()
+        network = self._converted(shared).train()
         start = {name: value[0] for name, value in self._layout.unpack(shared[None], local[None]).items()}
         network.load_state_dict({**self._counters, **start}, strict=False)
         anchored = [e.name for e in self._layout.shared if e.trainable]
@@ -79,6 +79,11 @@ class SequentialEngine:
             optimizer.step()
         return self._layout.initial(network)
 
+    def _converted(self, like: Tensor) -> nn.Module:
+        """The network with the dtype and on the device of a tensor."""
+        with torch.inference_mode(False):  # parameters that were made in inference mode could not be trained later
+            return self._network.to(like)
+
     def _outputs(self, x: Tensor) -> Tensor:
         """What the network makes of a training batch."""
         outputs: Tensor = self._network(x)
@@ -86,7 +91,7 @@ class SequentialEngine:
 
     def logits(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
         """See ``Engine.logits``."""
-        network = self._network.to(shared).eval()
+        network = self._converted(shared).eval()
         models = self._layout.unpack(shared, local)
         for name, module in network.named_modules():
             if isinstance(module, _BatchNorm) and module.track_running_stats:
@@ -101,7 +106,7 @@ class SequentialEngine:
 
     def reestimate(self, shared: Tensor, local: Tensor, images: Tensor) -> Tensor:
         """See ``Engine.reestimate``."""
-        network = self._network.to(shared).train()
+        network = self._converted(shared).train()
         models = self._layout.unpack(shared, local)
         rows = []
         for m in range(len(shared)):

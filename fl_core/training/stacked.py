@@ -23,6 +23,9 @@ _BLOCK = 12
 # On a GPU there is no such cache, and a call costs the same for many clients as for few: as many models as have so many
 # pixels of images together (334 clients with batches of 32 28x28 images). Feature maps take tens of times the memory.
 _PIXELS_ON_GPU = 2**23
+# On the CPU, BatchNorm of channels-last maps adds the values of a channel one by one in float32: with more of them than
+# this its variance is off by 1e-5 and more, a convolution's gradient by a hundred times as much.
+_MOST_SUMMED = 2**14
 
 
 @dataclass
@@ -76,7 +79,9 @@ class StackedEngine:
     name = "stacked"
 
     def __init__(self, network: nn.Module, layout: ParameterLayout) -> None:
-        self._layers = _pool_before_relu(_sequence(network, ""))
+        layers = _sequence(network, "")
+        _check_flattened_once(layers)
+        self._layers = _pool_before_relu(layers)
         self._layout = layout
         self._merged = {
             f"{name}.{key}"
@@ -225,18 +230,15 @@ def _batchnorm(module: nn.Module, name: str, x: _Activation, context: _Context) 
     maps = x.maps.repeat(1, x.models, 1, 1) if x.common else x.maps
     mean, variance = context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"]
     if context.statistics is _Statistics.TRAIN:
-        weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
-        maps = F.batch_norm(maps, mean, variance, weight, bias, True, module.momentum or 0.0, module.eps)
-        return _Activation(x.models, maps=maps)
+        momentum = module.momentum or 0.0
+        return _Activation(x.models, maps=_normalised(name, module, context, maps, mean, variance, momentum))
     if name in context.folded:
         return x
     if context.statistics is _Statistics.REESTIMATE and not maps.requires_grad:
         # With momentum 1 the batch's statistics replace the running ones.
         mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
         context.tensors[f"{name}.running_mean"], context.tensors[f"{name}.running_var"] = mean, variance
-        weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
-        maps = F.batch_norm(maps, mean, variance, weight, bias, True, 1.0, module.eps)
-        return _Activation(x.models, maps=maps)
+        return _Activation(x.models, maps=_normalised(name, module, context, maps, mean, variance, 1.0))
     # Spelled out, several times slower, where a gradient is wanted: F.batch_norm is not differentiable in the
     # statistics that it is given or takes.
     if context.statistics is _Statistics.REESTIMATE:
@@ -246,6 +248,22 @@ def _batchnorm(module: nn.Module, name: str, x: _Activation, context: _Context) 
         variance = unbiased * ((count - 1) / count)
     scale, shift = _affine(name, module, context, mean, variance)
     return _Activation(x.models, maps=torch.addcmul(shift[:, None, None], maps, scale[:, None, None]))
+
+
+def _normalised(
+    name: str,
+    module: nn.BatchNorm1d | nn.BatchNorm2d,
+    context: _Context,
+    maps: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    momentum: float,
+) -> Tensor:
+    """Maps normalised by their own statistics, which are written into ``mean`` and ``variance`` with this momentum."""
+    weight, bias = context.tensors[f"{name}.weight"], context.tensors[f"{name}.bias"]
+    many = maps.device.type == "cpu" and maps.numel() > _MOST_SUMMED * maps.shape[1]
+    result = F.batch_norm(maps.contiguous() if many else maps, mean, variance, weight, bias, True, momentum, module.eps)
+    return result.contiguous(memory_format=torch.channels_last) if many else result
 
 
 def _affine(
@@ -312,6 +330,9 @@ _LAYERS: dict[type[nn.Module], _Layer] = {
 }
 
 
+_OF_MAPS = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d)
+_OF_VECTORS = (nn.Linear, nn.BatchNorm1d)
+
 _NamedLayer = tuple[_Layer, str, nn.Module]
 
 
@@ -338,11 +359,26 @@ def _sequence(network: nn.Module, prefix: str) -> list[_NamedLayer]:
     return layers
 
 
+def _check_flattened_once(layers: list[_NamedLayer]) -> None:
+    """Maps before the first Flatten, vectors after it; a dense layer of maps would act on each of their rows."""
+    maps = True
+    for _, name, module in layers:
+        if isinstance(module, _OF_VECTORS if maps else _OF_MAPS):
+            raise ValueError(
+                f"the stacked engine runs {' and '.join(kind.__name__ for kind in _OF_MAPS)} before Flatten, "
+                f"{' and '.join(kind.__name__ for kind in _OF_VECTORS)} after it; got {type(module).__name__} at "
+                f"{name!r}. Use engine='sequential'."
+            )
+        maps = maps and not isinstance(module, nn.Flatten)
+    if maps:
+        raise ValueError("the stacked engine runs a network that ends in vectors, and this one has no Flatten")
+
+
 def _is_supported(module: nn.Module) -> bool:
     if isinstance(module, nn.Conv2d) and (module.groups > 1 or module.padding_mode != "zeros"):
         return False
     if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) and not (
-        module.affine and module.track_running_stats and module.momentum
+        module.affine and module.track_running_stats and module.momentum is not None
     ):
         return False
     if isinstance(module, nn.GroupNorm) and not module.affine:

@@ -315,7 +315,8 @@ def _auroc_table(aurocs: Sequence[Mapping[str, Any]]) -> Table:
         rows.append([Value(name), *(Value(f"{scores[column]:.2f}", scores[column]) for column in columns)])
     caption = (
         "How well each feature by itself tells attackers from honest clients, and the best of them under each attack: "
-        "AUROC along the anchored oracle's run; 0.5 is chance, below it the feature points the wrong way"
+        "AUROC along the anchored oracle's run (attacks that search against the deployed rule have none there, and are "
+        "left out); 0.5 is chance, below it the feature points the wrong way"
     )
     header = ["attack", *(column.replace("_", " ") for column in columns)]
     return Table("features", caption, header, rows, ["rule"] * len(rows))

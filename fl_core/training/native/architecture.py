@@ -97,7 +97,7 @@ def _describe(layers: list[tuple[str, nn.Module]]) -> Architecture:
         hidden=dense[0][1].out_features if len(dense) == 2 else 0,
         classes=dense[-1][1].out_features,
         epsilon=(batchnorms[0].eps, batchnorms[1].eps),
-        momentum=(batchnorms[0].momentum or 0.0, batchnorms[1].momentum or 0.0),
+        momentum=(_momentum(batchnorms[0]), _momentum(batchnorms[1])),
         names=tuple(names),
     )
 
@@ -129,6 +129,11 @@ def _is_plain(module: nn.Module) -> bool:
     if isinstance(module, nn.Flatten):
         return (module.start_dim, module.end_dim) == (1, -1)
     return True
+
+
+def _momentum(batchnorm: nn.BatchNorm2d) -> float:
+    assert batchnorm.momentum is not None  # ``_is_plain`` has looked
+    return batchnorm.momentum
 
 
 def _pair(value: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -92,7 +92,7 @@ class NativeEngine:
         self._check_models(shared, local, images)
         if not len(images):
             raise ValueError("statistics need at least one image, got none")
-        new_local = torch.empty(local.shape)
+        new_local = torch.empty_like(local, memory_format=torch.contiguous_format)
         self._evaluate("optigrad_reestimate", shared, local, images, new_local)
         return new_local
 

@@ -13,9 +13,9 @@ from pathlib import Path
 _ABI_VERSION = 4  # kAbiVersion in src/engine.cpp
 _BLOCKS = 2
 _TENSORS = 16
-_MISSING = (
-    "the native engine is not built: install a C++ compiler and run `pip install -e .` "
-    "(or `python setup.py build_ext --inplace`) again, or use engine='auto'"
+_HOW_TO_BUILD = (
+    "install a C++ compiler (GCC or Clang) and run `pip install -e .` (or `python setup.py build_ext --inplace`) "
+    "again, or use engine='auto'"
 )
 _ERRORS: dict[int, type[Exception]] = {1: ValueError, 2: MemoryError}
 
@@ -45,8 +45,24 @@ class NetworkStructure(ctypes.Structure):
 
 
 def is_built() -> bool:
-    """Whether the library is there and fits this version of the package."""
-    return _load() is not None
+    """Whether the library is there and fits this version of the package.
+
+    Raises:
+        ValueError: OPTIGRAD_LIBRARY names one that does not.
+    """
+    return not why_not()
+
+
+def why_not() -> str:
+    """Why the library cannot be used, or nothing.
+
+    Raises:
+        ValueError: OPTIGRAD_LIBRARY names one that cannot.
+    """
+    _, reason = _load()
+    if reason and (chosen := os.environ.get("OPTIGRAD_LIBRARY")):
+        raise ValueError(f"OPTIGRAD_LIBRARY={chosen} cannot be used: {reason}; unset it, or name a library that can")
+    return reason
 
 
 def instruction_set() -> str:
@@ -102,27 +118,28 @@ def require() -> ctypes.CDLL:
     Raises:
         ValueError: Not built.
     """
-    library = _load()
+    library, _ = _load()
     if library is None:
-        raise ValueError(_MISSING)
+        raise ValueError(f"there is no native engine: {why_not()}; {_HOW_TO_BUILD}")
     return library
 
 
 @cache
-def _load() -> ctypes.CDLL | None:
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    """The library, or why there is none."""
     path = _path()
     if path is None:
-        return None
+        return None, "it has not been built"
     try:
         library = ctypes.CDLL(str(path))
         library.optigrad_abi_version.argtypes = ()
-        if library.optigrad_abi_version() != _ABI_VERSION:
-            return None
-    except (OSError, AttributeError):
-        # Built for another machine, or by another version of this package.
-        return None
+        version = library.optigrad_abi_version()
+    except (OSError, AttributeError) as error:  # built for another machine, or against another standard library
+        return None, f"{path} cannot be loaded ({error})"
+    if version != _ABI_VERSION:
+        return None, f"{path} was built by another version of this package (interface {version}, not {_ABI_VERSION})"
     _declare(library)
-    return library
+    return library, ""
 
 
 def _path() -> Path | None:

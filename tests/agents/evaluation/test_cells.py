@@ -268,6 +268,15 @@ def test_learning_curves_have_few_points_and_always_the_last_rounds(rounds: int)
     assert len(points) <= 23
 
 
+def test_features_are_not_recorded_where_an_attack_would_search_against_the_oracle(
+    make_grid: Callable[..., Grid],
+) -> None:
+    for attack, recorded in (("optimised_ipm:evaluations=2", False), ("ipm", True)):
+        grid = make_grid(rules=("fedavg",), attacks=(attack,), features=True)
+        cell = next(cell for cell in grid.cells() if cell.malicious_fraction)
+        assert ("features" in run_cell(grid, cell).curves) == recorded
+
+
 def test_features_that_an_attack_computes_are_no_cost_of_the_rule(make_grid: Callable[..., Grid]) -> None:
     grid = make_grid(rules=("fedavg", "shapley"), attacks=("feature_box",), malicious_fractions=(0.4,), rounds=3)
     costs = {row["rule"]: row["feature_seconds"] for row in run_cell(grid, grid.cells()[0]).timings}

@@ -75,6 +75,22 @@ def test_the_train_attacks_are_never_held_out_and_all_others_are(make_grid: Call
     assert held_out == set(attack_names()) - set(TRAIN_ATTACKS) - {"none"}
 
 
+@pytest.mark.parametrize(
+    ("attack", "held_out"),
+    [
+        ("late_onset:onset=0", False),
+        ("on_off:honest_rounds=0", False),
+        ("late_onset:onset=0,attack=ipm", True),
+        ("late_onset:onset=1", True),
+        ("on_off", True),
+    ],
+)
+def test_a_timetable_that_leaves_no_round_out_is_the_attack_that_it_is_of(
+    make_grid: Callable[..., Grid], attack: str, held_out: bool
+) -> None:
+    assert make_grid().is_held_out(attack) == held_out
+
+
 def test_an_attack_that_a_policys_card_lists_as_seen_is_not_called_held_out(
     make_grid: Callable[..., Grid], tmp_path: Path
 ) -> None:

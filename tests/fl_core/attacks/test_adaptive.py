@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from fl_core import Scenario
-from fl_core.aggregation import make_rule
+from fl_core.aggregation import TrustWeighting, make_rule
 from fl_core.attacks import make_attack
 from fl_core.fingerprint import FEATURES
 
@@ -78,26 +78,61 @@ def test_reference_orthogonal_has_an_honest_length_and_cosine_and_points_against
     assert cosine(rest[0][None], rest[1])[0] == pytest.approx(-1, abs=1e-5)
 
 
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("rule", ["fedavg", "fltrust", "median", "krum"])
-def test_policy_aware_undoes_more_than_the_attacks_that_do_not_ask_the_rule(white_box, reference, normal, rule):
+def test_policy_aware_undoes_more_than_the_attacks_that_do_not_ask_the_rule(white_box, reference, normal, rule, apart):
     size = 200
     updates, malicious = normal(10, size) + reference(size), torch.arange(10) < 3
     adversary = white_box(size, make_rule(rule))
     mean = updates[~malicious].mean(dim=0)
 
-    def progress(name: str) -> float:
-        sent = make_attack(name)(updates, malicious, adversary)
+    def progress(name: str, **options: bool) -> float:
+        sent = make_attack(name, **options)(updates, malicious, adversary)
         return float(adversary.aggregate("test", sent) @ mean)
 
-    reached = progress("policy_aware")
+    reached = progress("policy_aware", apart=apart)
     assert reached < progress("none")
     assert reached <= progress("reference_orthogonal") + 1e-4 * abs(progress("none"))
     if rule != "krum":  # which takes one update or none of them
         assert reached <= progress("ipm") + 1e-4 * abs(progress("none"))
 
 
+def test_apart_colluders_keep_their_votes_where_sybils_share_them(federation):
+    rule = make_rule("shapley", weighting=TrustWeighting(sybil_exponent=2.0))
+
+    def progress(**options: bool) -> float:
+        built = federation(Scenario("policy_aware", 0.3, alpha=0.5, attack_options=options), entropy=100)
+        made = []
+        for _ in range(4):
+            round_ = built.local_round(rule)
+            update, mean = rule(round_.view).update, round_.view.updates[~round_.malicious].mean(dim=0)
+            made.append(float(update @ mean / (mean @ mean)))
+            built.apply(update)
+        return sum(made) / len(made)
+
+    assert progress(apart=True) < progress() - 0.05
+
+
+def test_what_was_tried_out_is_what_is_sent_noise_included(white_box, normal):
+    seen = []
+
+    class Seeing(type(make_rule("fedavg"))):
+        def aggregate(self, view):
+            seen.append(view.updates.clone())
+            return super().aggregate(view)
+
+    for name in ("policy_aware", "policy_aware apart", "optimised_ipm", "optimised_alie"):
+        seen.clear()
+        options = {"apart": True} if name.endswith("apart") else {}
+        attack = make_attack(name.split()[0], jitter=0.5, evaluations=20, **options)
+        sent = attack(normal(10, 30), torch.arange(10) < 3, white_box(30, Seeing()))
+        assert any(torch.equal(sent, tried) for tried in seen), name
+        assert len({tuple(row.tolist()) for row in sent[:3]}) == 3, name
+
+
+@pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize("evaluations", [1, 5, 30])
-def test_policy_aware_asks_the_rule_as_often_as_it_may(white_box, normal, evaluations):
+def test_policy_aware_asks_the_rule_as_often_as_it_may(white_box, normal, evaluations, apart):
     asked = []
 
     class Counting(type(make_rule("fedavg"))):
@@ -105,7 +140,7 @@ def test_policy_aware_asks_the_rule_as_often_as_it_may(white_box, normal, evalua
             asked.append(view)
             return super().aggregate(view)
 
-    make_attack("policy_aware", evaluations=evaluations)(
+    make_attack("policy_aware", evaluations=evaluations, apart=apart)(
         normal(10, 30), torch.arange(10) < 3, white_box(30, Counting())
     )
     assert len(asked) == evaluations

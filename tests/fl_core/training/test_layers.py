@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import spectral_norm
 
 from fl_core.models import ParameterLayout
-from fl_core.training import make_engine
+from fl_core.models.networks import small_cnn
+from fl_core.training import make_engine, make_objective, native
 
 from .cases import CLASSES, assert_close, make_case
 
@@ -63,6 +65,97 @@ def test_an_option_of_a_layer_is_either_refused_or_done_as_the_sequential_engine
     torch.testing.assert_close(
         case.engine("stacked").logits(shared, local, case.held_out),
         case.engine("sequential").logits(shared, local, case.held_out),
+    )
+
+
+class Scaled(nn.Sequential):
+    """A sequence that does more than its layers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 10
+
+
+def hooked(network: nn.Sequential) -> nn.Sequential:
+    network[-1].register_forward_pre_hook(lambda module, inputs: (inputs[0] * 2,))
+    return network
+
+
+def replaced(network: nn.Sequential) -> nn.Sequential:
+    network[0].forward = torch.flatten
+    return network
+
+
+CONV = nn.Conv2d(1, 2, 3, padding=1)
+TAIL = (nn.Flatten(), nn.Linear(64, CLASSES))
+SMALL = small_cnn((1, 8, 8), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("network", "found"),
+    [
+        (Scaled(*TAIL), "Scaled is an nn.Sequential with a forward pass of its own"),
+        (Scaled(*SMALL), "Scaled is an nn.Sequential with a forward pass of its own"),
+        (around(CONV, Scaled(RELU)), "Scaled is an nn.Sequential with a forward pass of its own"),
+        (hooked(nn.Sequential(*copy.deepcopy(TAIL))), "layer '1' of the network, a Linear, has hooks"),
+        (hooked(copy.deepcopy(SMALL)), "layer '[^']*' of the network, a Linear, has hooks"),
+        (replaced(around(copy.deepcopy(CONV))), "layer '0' of the network, a Conv2d, has .* a replaced forward pass"),
+        (nn.Sequential(nn.Flatten(), spectral_norm(nn.Linear(64, 8)), nn.ReLU(), nn.Linear(8, CLASSES)), "has hooks"),
+        (nn.Sequential(CONV, nn.Linear(8, 4), nn.Flatten(), nn.Linear(64, CLASSES)), "got Linear at '1'"),
+        (nn.Sequential(nn.Flatten(), nn.BatchNorm2d(2), nn.Linear(64, CLASSES)), "got BatchNorm2d at '1'"),
+        (nn.Sequential(CONV, nn.ReLU()), "has no Flatten"),
+    ],
+)
+def test_what_is_more_than_its_layers_is_left_to_the_sequential_engine(network, found):
+    layout = ParameterLayout(network, local_batchnorm=True)
+    with pytest.raises(ValueError, match=found):
+        make_engine("stacked", network, layout)
+    for name in ("native", "linear"):
+        with pytest.raises(ValueError):
+            make_engine(name, network, layout)
+    assert make_engine("auto", network, layout).name == "sequential"
+
+
+def test_a_batchnorm_that_keeps_its_statistics_is_run_by_every_engine():
+    network = copy.deepcopy(SMALL)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 0.0
+    case = make_case(3, network=network)
+    expected = case.train("sequential", "fedbn")
+    assert_close(case.train("stacked", "fedbn"), expected, atol=1e-10)
+    if native.is_built():
+        assert case.engine("auto").name == "native"
+
+
+def test_batch_statistics_of_large_maps_keep_their_digits():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 96**2, 2))
+    layout = ParameterLayout(network, local_batchnorm=True)
+    shared, local = layout.initial(network)
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(1, 1, 16, 1, 96, 96, generator=generator) + 3
+    labels = torch.randint(0, 2, (1, 1, 16), generator=generator)
+    single, double = (
+        make_engine("stacked", network, layout).train(
+            *(shared.to(dtype), local[None].to(dtype), images.to(dtype), labels),
+            objective=make_objective("fedbn"),
+            learning_rate=0.1,
+        )
+        for dtype in (torch.float32, torch.float64)
+    )
+    variance = layout.local[-1].size
+    torch.testing.assert_close(single[1][:, -variance:].double(), double[1][:, -variance:], rtol=2e-6, atol=0)
+
+
+def test_an_engine_that_has_evaluated_in_inference_mode_still_trains():
+    case = make_case(2)
+    engine = make_engine("sequential", case.network.float(), case.layout)
+    shared, local = case.models()
+    with torch.inference_mode():
+        engine.logits(shared.double(), local.double(), case.held_out.double())
+    engine.train(
+        *(case.shared, case.local[:2], case.images[:2], case.labels[:2]),
+        objective=make_objective("fedbn"),
+        learning_rate=0.1,
     )
 
 

@@ -2,8 +2,6 @@
 
 import ctypes
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -395,37 +393,16 @@ def test_engines_say_their_name_and_auto_says_what_it_picked():
     assert case.engine("auto").name == "native"
 
 
-def test_without_the_library_native_says_so_in_a_line_and_auto_takes_the_stacked_engine(monkeypatch):
-    monkeypatch.setattr(library, "_load", lambda: None)
+def test_what_the_library_writes_to_has_the_callers_type_whatever_the_default_is():
     case = make_case()
-    with pytest.raises(ValueError, match="the native engine is not built: install a C") as error:
-        case.engine("native")
-    assert "\n" not in str(error.value)
-    assert case.engine("auto").name == "stacked"
-    assert not native.is_built()
-
-
-def test_a_library_that_cannot_be_loaded_counts_as_missing(tmp_path):
-    broken = tmp_path / "broken.so"
-    broken.write_bytes(b"no library")
-    script = "from fl_core.training import native; print(native.is_built())"
-    environment = {"OPTIGRAD_LIBRARY": str(broken), "PYTHONPATH": ":".join(filter(None, sys.path))}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "False"
-
-
-def test_the_best_instruction_set_is_used_unless_another_is_forced(monkeypatch):
-    monkeypatch.delenv("OPTIGRAD_ISA", raising=False)
-    assert native.instruction_set() == ISAS[0]
-    assert ISAS[-1] == "portable"
-    for name in ISAS:
-        monkeypatch.setenv("OPTIGRAD_ISA", name)
-        assert native.instruction_set() == name
-    monkeypatch.setenv("OPTIGRAD_ISA", "mmx")
-    with pytest.raises(ValueError, match=r"OPTIGRAD_ISA is 'mmx'; this processor runs: .*portable"):
-        native.instruction_set()
-    with pytest.raises(ValueError, match="'mmx'"):
-        make_case().train("native")
+    engine, models = case.engine("native"), (case.shared[None], case.local[:1], case.held_out)
+    expected = engine.reestimate(*models)
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(engine.reestimate(*models), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_a_workspace_that_does_not_fit_is_a_memory_error():

@@ -39,9 +39,9 @@ int optigrad_selected(const char** name) {
 // shared (P,), local (clients, L), images (clients, steps, batch, C, H, W), labels (clients, steps, batch) to
 // updates (clients, P) and new_local (clients, L).
 int optigrad_train(const Network* network, const float* shared, const float* local,
-                                   const float* images, const std::int64_t* labels, std::int64_t clients,
-                                   std::int64_t steps, std::int64_t batch, double rate, double mu, int threads,
-                                   float* updates, float* new_local) {
+                   const float* images, const std::int64_t* labels, std::int64_t clients,
+                   std::int64_t steps, std::int64_t batch, double rate, double mu, int threads,
+                   float* updates, float* new_local) {
   return guarded([&] {
     check_labels(labels, clients * steps * batch, network->classes);
     const Kernels& kernels = select_kernels();
@@ -64,8 +64,8 @@ int optigrad_train(const Network* network, const float* shared, const float* loc
 
 // shared (models, P), local (models, L), images (count, C, H, W) to logits (models, count, classes).
 int optigrad_logits(const Network* network, const float* shared, const float* local,
-                                    const float* images, std::int64_t models, std::int64_t count, int threads,
-                                    float* logits) {
+                    const float* images, std::int64_t models, std::int64_t count, int threads,
+                    float* logits) {
   return guarded([&] {
     const Kernels& kernels = select_kernels();
     parallel_for(models, threads, kernels.evaluation_bytes(*network), [&](std::int64_t i, void* own) {
@@ -77,8 +77,8 @@ int optigrad_logits(const Network* network, const float* shared, const float* lo
 
 // shared (models, P), local (models, L), images (count, C, H, W) to new_local (models, L).
 int optigrad_reestimate(const Network* network, const float* shared, const float* local,
-                                        const float* images, std::int64_t models, std::int64_t count, int threads,
-                                        float* new_local) {
+                        const float* images, std::int64_t models, std::int64_t count, int threads,
+                        float* new_local) {
   return guarded([&] {
     const Kernels& kernels = select_kernels();
     parallel_for(models, threads, kernels.evaluation_bytes(*network), [&](std::int64_t i, void* own) {

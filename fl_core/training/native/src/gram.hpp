@@ -43,19 +43,31 @@ void widen(const float* row, const float* centre, int count, double* to) {
   for (; k < kGramChunk; ++k) to[k] = 0;
 }
 
-// Adds the products of `side` rows with `side` others to the matrix, as far as there are rows.
+// One vector of doubles. By value: GCC keeps an array that memcpy writes to on the stack, and tiles with it.
 template <class Isa>
-void add_tile(const double* left, const double* right, std::int64_t rows_left, std::int64_t rows_right,
+typename GramTile<Isa>::Doubles doubles_at(const double* from) {
+  typename GramTile<Isa>::Doubles value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+// Adds the products of `side` rows with `side` others to the matrix, as far as there are rows. Only the first `count`
+// columns are not zero.
+template <class Isa>
+void add_tile(const double* left, const double* right, int count, std::int64_t rows_left, std::int64_t rows_right,
               std::int64_t stride, double* products) {
   using Tile = GramTile<Isa>;
   typename Tile::Doubles sums[Tile::side][Tile::side] = {};
-  for (int k = 0; k < kGramChunk; k += Tile::lanes) {
+  for (int k = 0; k < count; k += Tile::lanes) {
     typename Tile::Doubles a[Tile::side], b[Tile::side];
+#pragma GCC unroll 4
     for (int i = 0; i < Tile::side; ++i) {
-      __builtin_memcpy(&a[i], left + i * kGramChunk + k, sizeof a[i]);
-      __builtin_memcpy(&b[i], right + i * kGramChunk + k, sizeof b[i]);
+      a[i] = doubles_at<Isa>(left + i * kGramChunk + k);
+      b[i] = doubles_at<Isa>(right + i * kGramChunk + k);
     }
+#pragma GCC unroll 4
     for (int i = 0; i < Tile::side; ++i)
+#pragma GCC unroll 4
       for (int j = 0; j < Tile::side; ++j) sums[i][j] += a[i] * b[j];
   }
   for (std::int64_t i = 0; i < Tile::side && i < rows_left; ++i)
@@ -78,7 +90,8 @@ void gram(const float* updates, std::int64_t rows, std::int64_t stride, std::int
       widen<Isa>(updates + i * stride + start, centre + start, count, exact + i * kGramChunk);
     for (std::int64_t i = 0; i < rows; i += Tile::side)
       for (std::int64_t j = 0; j <= i; j += Tile::side)
-        add_tile<Isa>(exact + i * kGramChunk, exact + j * kGramChunk, rows - i, rows - j, rows, products + i * rows + j);
+        add_tile<Isa>(exact + i * kGramChunk, exact + j * kGramChunk, count, rows - i, rows - j, rows,
+                      products + i * rows + j);
   }
 }
 

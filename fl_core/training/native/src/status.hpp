@@ -13,19 +13,27 @@ enum Status { kDone = 0, kInvalidArgument = 1, kOutOfMemory = 2, kFailed = 3 };
 
 extern thread_local std::string last_error;
 
+inline void remember(const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {  // there is no memory even for the message
+    last_error.clear();
+  }
+}
+
 template <class Work>
 int guarded(const Work& work) noexcept {
   try {
     work();
     return kDone;
   } catch (const std::invalid_argument& error) {
-    last_error = error.what();
+    remember(error.what());
     return kInvalidArgument;
   } catch (const std::bad_alloc&) {
-    last_error = "not enough memory for the native engine";
+    remember("not enough memory for the native engine");
     return kOutOfMemory;
   } catch (const std::exception& error) {
-    last_error = error.what();
+    remember(error.what());
     return kFailed;
   }
 }
