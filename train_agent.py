@@ -1,5 +1,6 @@
 """Trains a trust policy on a federation and saves it: `python train_agent.py --help`."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,7 +22,7 @@ def parse(command: Sequence[str] | None = None) -> TrainingSettings:
 
 def main(settings: TrainingSettings) -> int:
     """Runs the training; returns the exit status."""
-    return 130 if train(settings).interrupted else 0
+    return 130 if train(settings, shlex.join(["python", *sys.argv])).interrupted else 0
 
 
 def cli() -> None:

@@ -199,7 +199,10 @@ def make_algorithm(
         kwargs["action_noise"] = NormalActionNoise(np.zeros(clients), np.full(clients, settings.noise_std))
     off_policy = learns_off_policy(name)
     if not off_policy:
-        kwargs.setdefault("n_steps", signature(algorithm).parameters["n_steps"].default)
+        parameters = signature(algorithm).parameters
+        kwargs.setdefault("n_steps", parameters["n_steps"].default)
+        if "batch_size" in parameters:
+            kwargs.setdefault("batch_size", parameters["batch_size"].default)
         kwargs |= _rollout(kwargs, settings.n_envs, env.num_envs, timesteps)
     policy = OffPolicyAttentionPolicy if off_policy else AttentionPolicy
     try:

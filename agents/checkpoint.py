@@ -86,7 +86,11 @@ def restore(checkpoint: Checkpoint, algorithm: str, envs: VecEnv) -> Any:
 
 
 def _resumable(envs: VecEnv | None) -> FederationVecEnv | WorkerVecEnv:
-    assert isinstance(envs, FederationVecEnv | WorkerVecEnv)
+    if not isinstance(envs, FederationVecEnv | WorkerVecEnv):
+        raise ValueError(
+            f"only environments from make_training_envs can be saved and resumed, got {type(envs).__name__}; make them "
+            "with it, or save the model alone with model.save"
+        )
     return envs
 
 

@@ -1,10 +1,11 @@
-"""Distributions of an action around a score: each has the network's own trust for its mode or mean.
+"""Distributions of an action around a score: each has the network's own trust for its mode, mean or median.
 
 All have one exploration scale for all clients, so that the weights know no number of clients, and leave clients that
 are not there out of probability and entropy.
 """
 
 from abc import abstractmethod
+from math import log
 from typing import Any, Self
 
 import torch
@@ -58,7 +59,10 @@ class TrustDistribution(Distribution):
 
     def log_prob_from_params(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Actions (B, N), differentiable in the parameters, and their log-density (B,)."""
-        actions = self.proba_distribution(*args, **kwargs).sample()
+        return self.proba_distribution(*args, **kwargs)._sample_with_log_prob()
+
+    def _sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        actions = self.sample()
         return actions, self.log_prob(actions)
 
     def proba_distribution_net(self, *args: Any, **kwargs: Any) -> nn.Module:
@@ -108,6 +112,12 @@ class SquashedGaussian(TrustDistribution):
 
     def entropy(self) -> None:
         """``None``: no closed form. Algorithms then estimate it from samples."""
+
+    def _sample_with_log_prob(self) -> tuple[Tensor, Tensor]:
+        # Of what is squashed, not of what comes out: at the edge the way back through atanh has a false gradient.
+        x = self.distribution.rsample()
+        log_prob = self.distribution.log_prob(x) - 2 * (log(2) - x - softplus(-2 * x))
+        return torch.tanh(x).clamp(-_EDGE, _EDGE), self._over_clients(log_prob)
 
     def _log_prob_of_each(self, actions: Tensor) -> Tensor:
         actions = actions.clamp(-_EDGE, _EDGE)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from agents.distributions import make_distribution
 from agents.observations import AsItIs, check_spaces, clients_and_mask
-from agents.policies import NO_GSDE, architecture_of
+from agents.policies import NO_GSDE, architecture_of, check_not_replaced
 from agents.trust_net import ActionValueNet, Architecture, TrustNet
 
 # An exploration scale outside exp(-5) .. 1 is a breakdown: no noise at all, or nothing else. The parameter itself is
@@ -169,6 +169,7 @@ class OffPolicyAttentionPolicy(BasePolicy):
     ) -> None:
         if use_sde:
             raise ValueError(NO_GSDE)
+        check_not_replaced(kwargs)
         if distribution == "gaussian":
             raise ValueError(f"distribution 'gaussian' cannot work here: {NO_GAUSSIAN}")
         super().__init__(observation_space, action_space, features_extractor_class=AsItIs, squash_output=True, **kwargs)

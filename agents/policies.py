@@ -23,6 +23,15 @@ _REPLACED = (
 NO_GSDE = "use_sde=True cannot work here: gSDE's noise is a matrix a client, tied to the number of clients"
 
 
+def check_not_replaced(policy_kwargs: Mapping[str, Any]) -> None:
+    """Raises a ValueError for arguments of SB3's own networks, in whose place there is a ``TrustNet``."""
+    if replaced := [name for name in _REPLACED if name in policy_kwargs]:
+        raise ValueError(
+            f"{', '.join(replaced)} would change nothing: the network is a TrustNet, whose sizes are "
+            f"architecture={dict.fromkeys(Architecture.__dataclass_fields__, '...')}"
+        )
+
+
 def architecture_of(given: Architecture | Mapping[str, int] | None) -> Architecture:
     """Sizes from a mapping, as hyperparameter files have them, or as they are.
 
@@ -67,11 +76,7 @@ class AttentionPolicy(ActorCriticPolicy):
     ) -> None:
         if kwargs.get("use_sde"):
             raise ValueError(NO_GSDE)
-        if replaced := [name for name in _REPLACED if name in kwargs]:
-            raise ValueError(
-                f"{', '.join(replaced)} would change nothing: the network is a TrustNet, whose sizes are "
-                f"architecture={dict.fromkeys(Architecture.__dataclass_fields__, '...')}"
-            )
+        check_not_replaced(kwargs)
         self._features = check_spaces(observation_space, action_space)
         self._architecture, self._distribution = architecture_of(architecture), distribution
         kwargs["features_extractor_class"] = AsItIs

@@ -57,7 +57,8 @@ class TrainingSettings:
     """What the data set takes, as NAME=VALUE: `image_size=64`, and for folders of one's own `group_pattern=REGEX`, so
     that images of one patient stay together."""
     seed: int = 0
-    """Seed of everything."""
+    """Seed of the algorithm, of the warm start and of the scenarios that are drawn: environment i has this seed plus i.
+    Root and validation data and initial weights are the same for any."""
     run_dir: Path = Path("runs/trust")
     """Where the results go."""
     resume: bool = False
@@ -73,7 +74,8 @@ class TrainingSettings:
     warm_start_length: float = 1.0
     """Length of the warm start in units of the usual 1,200 recorded rounds, with as many more steps."""
     warm_start_memory: float = 2.0
-    """GiB for its recorded rounds; what does not fit shortens it: twenty clients on 28x28 images take 8 MB a round."""
+    """GiB for its recorded rounds; what does not fit shortens it, to 32 rounds at the least: twenty clients on 28x28
+    images take 8 MB a round."""
     update_clip: str | None = None
     """Norm that updates are cut down to, in training and deployed: median, reference, median_or_reference or none; by
     default the environment's, median."""

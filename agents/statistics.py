@@ -174,7 +174,7 @@ def paired_scores(rows: Sequence[Row], rule: str, other: str, column: str, scale
     theirs = {
         (row["seed"], task_of(row)): scale * float(row[column])
         for row in rows
-        if row["rule"] == other and row.get(column) is not None
+        if row["rule"] == other and row.get(column) is not None and not isnan(float(row[column]))
     }
     common = [row for row in rows if row["rule"] == rule and (row["seed"], task_of(row)) in theirs]
     ours, seeds, tasks = score_matrix(common, column, scale)

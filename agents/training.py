@@ -1,7 +1,6 @@
 """A training run, from its settings to its summary."""
 
 import shlex
-import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -81,8 +80,12 @@ class Summary:
         )
 
 
-def train(settings: TrainingSettings) -> Summary:
+def train(settings: TrainingSettings, command: str | None = None) -> Summary:
     """Runs a training, or the rest of one.
+
+    Args:
+        settings: What to train, and how.
+        command: What the policy's card says that it was made by; by default this call.
 
     Raises:
         ValueError: A setting that cannot work, before anything is written or deleted; a run that cannot be resumed.
@@ -101,7 +104,7 @@ def train(settings: TrainingSettings) -> Summary:
     evaluation_env = make_env(settings.env_id, **federation, split_seed=EVALUATION_SPLIT)
     # The hardest partition first, in this process: one that cannot be drawn is an error here, not in a worker.
     evaluation_env.reset(seed=0, options=_hardest(federated(evaluation_env).scenarios))
-    config = {**settings.config(), "command": shlex.join(["python", *sys.argv])}
+    config = {**settings.config(), "command": command or f"agents.training.train({settings!r})"}
     # Read before anything is deleted: they may lie in the directory that is to be overwritten.
     hyperparams = None if settings.settings_file is None else settings.settings_file.read_bytes()
     start = None if settings.start is None else (load_policy(settings.start), read_card(settings.start))

@@ -16,6 +16,7 @@ from torch import Tensor
 from fl_core import Federation, Round, Scenario, checkpoint, configure, settings_of
 from fl_core.aggregation import Aggregate, GivenTrust, SimilarityMemory
 from fl_core.attacks import RULE_NEEDED, Knowledge
+from fl_core.data.partition import PartitionError
 from fl_core.registry import check_known, check_types
 from optigrad_env import rendering
 from optigrad_env.history import History
@@ -26,6 +27,9 @@ from optigrad_env.scenarios import TRAINING_SPLITS, ScenarioDistribution, make_s
 # (N, 6); with a mask a dictionary of it.
 Observation = NDArray[np.float32] | dict[str, NDArray[Any]]
 Action = NDArray[np.float32]
+
+# How many scenarios are drawn for an episode until one has a partition that leaves every client enough samples.
+_MOST_SCENARIOS = 100
 
 
 class OptiGradEnv(gym.Env[Any, Action]):
@@ -163,12 +167,25 @@ class OptiGradEnv(gym.Env[Any, Action]):
         self._round: Round | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Begins an episode; ``options`` pins fields of the scenario."""
+        """Begins an episode; ``options`` pins fields of the scenario.
+
+        Where many clients share few samples, a scenario's small α may have no partition that leaves every client two of
+        them: another scenario is drawn then, unless its α is pinned.
+
+        Raises:
+            ValueError: Options that do not fit, or a pinned α, or a hundred that were drawn, without such a partition.
+        """
         super().reset(seed=seed)
-        scenario = self.scenarios.sample(self.np_random, options)
-        self._check(scenario)
         self._round = None  # what cannot be drawn is found out half way: the old episode does not go on then
-        self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
+        for attempt in range(_MOST_SCENARIOS):
+            scenario = self.scenarios.sample(self.np_random, options)
+            self._check(scenario)
+            try:
+                self.federation.reset(scenario, entropy=int(self.np_random.integers(2**63)))
+                break
+            except PartitionError:
+                if "alpha" in (options or {}) or attempt == _MOST_SCENARIOS - 1:
+                    raise
         self._round = self.federation.local_round()
         self._measure(torch.zeros_like(self._round.view.updates[:1]))
         self._aggregate: Aggregate | None = None
@@ -330,8 +347,10 @@ class OptiGradEnv(gym.Env[Any, Action]):
         return self._of_clients(round_.view.fingerprint.observation, round_, np.nan)
 
     def _malicious(self) -> NDArray[np.bool_]:
-        """(num_clients,), False for a client that this episode does not have."""
+        """(num_clients,), False for a client that this episode does not have, and for all where nobody ever attacks."""
         malicious = np.zeros(self._num_clients, dtype=np.bool_)
+        if self.federation.scenario.attack == "none":
+            return malicious
         malicious[: len(self.federation.malicious)] = self.federation.malicious.numpy()
         return malicious
 
@@ -355,14 +374,14 @@ class OptiGradEnv(gym.Env[Any, Action]):
     def _frame(self) -> rendering.Frame:
         history, scenario, clients = self._history, self.federation.scenario, self.federation.num_clients
         weights, aggregate = np.zeros(self._num_clients), self._aggregate
-        attacked = scenario.attack != "none" and bool(self._malicious().any())
+        malicious = self._malicious()
         if aggregate is not None and aggregate.weights is not None:
             weights[~np.isnan(history.trust[-1])] = aggregate.weights.double().cpu().numpy()
         return rendering.Frame(
             title=f"round {self.federation.round} of {self.rounds}, attack {scenario.attack}",
             rounds=self.rounds,
-            onset=scenario.onset if attacked else None,
-            malicious=self._malicious()[:clients] & attacked,
+            onset=scenario.onset if malicious.any() else None,
+            malicious=malicious[:clients],
             weights=weights[:clients],
             root_weight=aggregate.root_weight if aggregate is not None else 0.0,
             trust=np.array(history.trust, dtype=np.float64).reshape(-1, self._num_clients)[:, :clients],

@@ -62,11 +62,21 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
     """Gives the round that waits for an action as data: for offline stages of training. Holds truth.
 
     Raises:
-        ValueError: The environment's weighting has a ``sybil_power``.
+        ValueError: The environment's weighting has a ``sybil_power``, or a ``ClientObservation`` has changed what is
+            seen of the clients.
     """
 
     def __init__(self, env: gym.Env[Any, Action]) -> None:
         RecordConstructorArgs.__init__(self)
+        inner: gym.Env[Any, Any] = env
+        while isinstance(inner, gym.Wrapper):
+            if isinstance(inner, ClientObservation):
+                raise ValueError(
+                    f"a recorded round holds what the server sees, not what {type(inner).__name__} makes of it: a warm "
+                    f"start would not train on the policy's own observations; put RoundRecorder inside "
+                    f"{type(inner).__name__} and train without a warm start"
+                )
+            inner = inner.env
         power = federated(env).federation.config.weighting.sybil_power
         if power:
             raise ValueError(
@@ -299,7 +309,8 @@ class RandomObservation(ClientObservation, RecordConstructorArgs):
 class FeatureDropout(RandomObservation):
     """Hides features at random: in each round, each of them is 0 for all clients with some probability.
 
-    Trained so, a policy cannot lean on a single feature, and can be asked what it does without one.
+    Trained so, a policy cannot lean on a single feature, and can be asked what it does without one. Training is without
+    a warm start then: recorded rounds hold the features as they are.
 
     Args:
         env: The environment; its own random numbers stay as they are.

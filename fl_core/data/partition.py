@@ -242,6 +242,10 @@ def _check_alpha(alpha: float) -> None:
         raise ValueError(f"alpha must be greater than 0 and finite, got {alpha}")
 
 
+class PartitionError(ValueError):
+    """No draw of a random partition left every client the samples that it needs; another seed may."""
+
+
 def _first_acceptable(
     draw: Callable[[], Integers], units: Units, num_clients: int, minimum: int, alpha: float
 ) -> Shards:
@@ -249,7 +253,7 @@ def _first_acceptable(
         owner = draw()
         if units.smallest_shard(owner, num_clients) >= minimum:
             return units.shards(owner, num_clients)
-    raise ValueError(
+    raise PartitionError(
         f"alpha={alpha} left a client with fewer than {minimum} of {units.sizes.sum()} samples in each of {MAX_DRAWS} "
         f"draws for {num_clients} clients; take a larger alpha, fewer clients or more data"
     )

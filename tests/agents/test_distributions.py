@@ -53,6 +53,22 @@ def test_samples_stay_inside_the_box_and_have_a_finite_density_even_at_its_edge(
     assert distribution.log_prob(samples).isfinite().all()
 
 
+@pytest.mark.parametrize("drive", [0.3, 6.0, 9.0, -9.0])
+def test_the_gradient_of_a_squashed_samples_density_is_right_beyond_the_edge_too(drive: float) -> None:
+    score = torch.full((1, 4), drive, requires_grad=True)
+    torch.manual_seed(0)
+    actions, log_prob = make_distribution("squashed").log_prob_from_params(score, torch.tensor([-1.0]))
+    torch.manual_seed(0)
+    exact = torch.full((1, 4), drive, dtype=torch.float64, requires_grad=True)
+    noise = torch.distributions.Normal(torch.zeros(1, 4), torch.ones(1, 4)).rsample().double()
+    x = exact + torch.tensor(-1.0).exp().double() * noise
+    expected = (-noise.square() / 2 + 1 - np.log(2 * np.pi) / 2 - 2 * torch.log(1 / torch.cosh(x))).sum()
+    (gradient,), (wanted,) = torch.autograd.grad(log_prob.sum(), score), torch.autograd.grad(expected, exact)
+    torch.testing.assert_close(log_prob.double().sum(), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-4)
+    assert (actions.abs() <= 1).all()
+
+
 def test_the_squashed_density_is_that_of_stable_baselines3() -> None:
     torch.manual_seed(0)
     theirs = SquashedDiagGaussianDistribution(3).proba_distribution(DRIVE, LOG_STD.expand(3))

@@ -144,6 +144,13 @@ def test_what_files_of_the_zoo_hold_is_taken(name: str, setting: str, tmp_path: 
     make_algorithm(name, federation, seed=0, timesteps=64, hyperparams=file)
 
 
+def test_a_file_without_a_minibatch_has_one_that_divides_the_rollout(federation: VecEnv, tmp_path: Path) -> None:
+    file = tmp_path / "ppo.yml"
+    file.write_text(yaml.safe_dump({"default": {"n_timesteps": 1000, "n_steps": 33, "n_envs": federation.num_envs}}))
+    model = make_algorithm("ppo", federation, seed=0, hyperparams=file)
+    assert model.n_steps * federation.num_envs % model.batch_size == 0
+
+
 @pytest.mark.parametrize(
     ("envs", "steps", "timesteps"), [(1, 512, 20_000), (2, 256, 20_000), (4, 128, 512), (1, 64, 64)]
 )

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from agents.algorithms import load_algorithm
 from agents.environments import make_training_envs
+from agents.off_policy import OffPolicyAttentionPolicy
 from agents.policies import AttentionPolicy
 from agents.trust_net import Architecture
 from optigrad_env.observation import action_space, observation_space
@@ -62,6 +63,8 @@ def test_gsde_is_refused_through_the_algorithm_too(envs: VecEnv) -> None:
 def test_a_setting_that_would_change_nothing_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"{name} would change nothing.*architecture="):
         AttentionPolicy(observation_space(4), action_space(4), schedule, **{name: None})
+    with pytest.raises(ValueError, match=f"{name} would change nothing.*architecture="):
+        OffPolicyAttentionPolicy(observation_space(4), action_space(4), schedule, **{name: None})
 
 
 def test_a_policy_alone_can_be_saved_and_loaded(tmp_path: Path) -> None:

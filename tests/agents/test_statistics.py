@@ -153,6 +153,15 @@ def test_a_paired_difference_leaves_out_what_only_one_of_them_has() -> None:
     assert (ours - theirs).mean() == pytest.approx(10)
 
 
+@pytest.mark.parametrize("damaged", ["a", "b"])
+def test_a_seed_without_a_figure_is_left_out_on_whichever_side_it_is(damaged: str) -> None:
+    rows = [row("a", s, test_accuracy=0.9 + 0.01 * s) for s in range(3)]
+    rows += [row("b", s, test_accuracy=0.8) for s in range(3)]
+    next(one for one in rows if one["rule"] == damaged and one["seed"] == 1)["test_accuracy"] = float("nan")
+    ours, theirs = paired_scores(rows, "a", "b", "test_accuracy", 100)
+    assert (ours - theirs).ravel().tolist() == pytest.approx([10, 12])
+
+
 def test_a_matrix_loses_the_task_that_is_rarely_there_and_keeps_the_seeds() -> None:
     rows = [row(seed=s, attack=t, x=float(s)) for s in range(4) for t in ("p", "q", "r")]
     rows[2]["x"] = None

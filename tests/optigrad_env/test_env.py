@@ -26,7 +26,7 @@ def test_the_observation_does_not_depend_on_who_is_called_malicious() -> None:
     for fraction in (0.0, 0.8):
         options = {"attack": "none", "malicious_fraction": fraction, "alpha": 0.5, "onset": 0}
         episodes.append(episode(env, seed=9, options=options))
-    assert [steps[0][1]["malicious"].sum() for steps in episodes] == [0, 4]
+        assert env.unwrapped.federation.malicious.sum() == 5 * fraction
     for honest, called in zip(*episodes, strict=True):
         np.testing.assert_array_equal(honest[0], called[0])
 
@@ -50,13 +50,25 @@ def test_attacking_begins_with_the_onset_and_malicious_never_changes() -> None:
 def test_without_an_attack_those_drawn_as_malicious_are_honest() -> None:
     env = gym.make("OptiGrad/Digits-v0", **SMALL)
     first, *steps = episode(env, seed=9, options={**ATTACKED, "attack": "none"})
-    assert first[1]["malicious"].sum() == 2
+    assert env.unwrapped.federation.malicious.sum() == 2
+    assert not any(info["malicious"].any() for info in (first[1], *(step[4] for step in steps)))
     assert not any(info["attacking"] for *_, info in steps)
     assert [info["reward_terms"]["malicious_mass"] for *_, info in steps] == [0, 0, 0]
     present = env.unwrapped.current_round
     assert not present.corrupted.any()
     torch.testing.assert_close(env.unwrapped.honest_mean(), present.view.updates.mean(dim=0))
     assert not env.unwrapped._frame().malicious.any()  # nobody is marked in the picture
+
+
+def test_where_many_clients_share_few_samples_an_episode_begins_all_the_same() -> None:
+    env = OptiGradEnv(num_clients=100, rounds=2)
+    for seed in range(2):  # the first scenario of both has no partition
+        env.reset(seed=seed)
+        assert env.federation.scenario.alpha > 0.1
+    with pytest.raises(ValueError, match=r"alpha=0\.01 left a client with fewer than 2 of"):
+        env.reset(seed=0, options={"alpha": 0.01})
+    with pytest.raises(ValueError, match="take a larger alpha, fewer clients or more data"):
+        OptiGradEnv(num_clients=100, rounds=2, scenarios={"alpha": (0.01, 0.01)}).reset(seed=0)
 
 
 def test_the_picture_marks_those_who_attack() -> None:

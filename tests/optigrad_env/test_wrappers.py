@@ -327,3 +327,11 @@ def test_a_masked_round_is_recorded_row_by_row_of_the_clients() -> None:
     np.testing.assert_array_equal(recorded.rejected.numpy(), ~present)
     np.testing.assert_array_equal(recorded.corrupted.numpy(), info["malicious"] & present)
     assert (recorded.updates.norm(dim=1).numpy() > 0).tolist() == present.tolist()
+
+
+@pytest.mark.parametrize("wrap", [FeatureDropout, FeatureShuffle, lambda env: ClientHistory(env, 2)])
+def test_rounds_are_not_recorded_of_something_else_than_what_is_seen(wrap) -> None:
+    env = OptiGradEnv(num_clients=5, rounds=4)
+    with pytest.raises(ValueError, match="a recorded round holds what the server sees, not what"):
+        RoundRecorder(wrap(env))
+    RoundRecorder(env)
