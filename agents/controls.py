@@ -92,7 +92,7 @@ def fit(controls: Controls, progress: Progress) -> dict[str, dict[str, Any]]:
 
 def record_rounds(controls: Controls, rng: np.random.Generator, progress: Progress) -> list[Recording]:
     """Rounds of train attacks, played with trust that ranges from random to informed by the truth."""
-    settings = {"num_clients": controls.num_clients}
+    settings: dict[str, Any] = {"num_clients": controls.num_clients}
     envs = make_training_envs(controls.env_id, controls.federations, controls.seed, processes=1, **settings)
     try:
         federations = [

@@ -1,6 +1,7 @@
 """Training environments: one process a core, one thread a process."""
 
 import os
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -38,7 +39,15 @@ def given_settings(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None and value is not False}
 
 
-def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | None = None, **kwargs: Any) -> VecEnv:
+def make_training_envs(
+    env_id: str,
+    count: int,
+    seed: int,
+    *,
+    processes: int | None = None,
+    around: Sequence[Callable[[gym.Env[Any, Any]], gym.Env[Any, Any]]] = (),
+    **kwargs: Any,
+) -> VecEnv:
     """``count`` environments, each with its own draw of root and validation data, shared out over worker processes.
 
     What they play does not depend on how they are shared out.
@@ -48,6 +57,8 @@ def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | N
         count: Number of environments.
         seed: Seed of the first; the others follow.
         processes: Number of processes, by default one a core, and never more than environments. One is this process.
+        around: Wrappers for each environment, the innermost first, such as ``partial(ClientHistory, k=4)``. After one
+            that changes what is seen of the clients there is no warm start.
         **kwargs: Of the environment, as in ``make_env``.
 
     Raises:
@@ -61,7 +72,10 @@ def make_training_envs(env_id: str, count: int, seed: int, *, processes: int | N
     processes = min(count, processes or available_cores())
     edges = [TRAINING_SPLITS + count * i // processes for i in range(processes + 1)]
     kwargs = with_those_of_the_id(env_id, kwargs)
-    makers = [partial(_share, env_id, last - first, {**kwargs, "split_seed": first}) for first, last in pairwise(edges)]
+    makers = [
+        partial(_share, env_id, last - first, tuple(around), {**kwargs, "split_seed": first})
+        for first, last in pairwise(edges)
+    ]
     envs = makers[0]() if processes == 1 else WorkerVecEnv(makers)
     envs.seed(seed)
     return envs
@@ -72,10 +86,10 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _share(env_id: str, count: int, kwargs: dict[str, Any]) -> VecEnv:
+def _share(env_id: str, count: int, around: tuple[Callable[..., Any], ...], kwargs: dict[str, Any]) -> VecEnv:
     """Environments of one process; ``split_seed`` is the first one's, and the others' follow."""
     envs = gym.make_vec(
-        env_id, count, autoreset_mode=AutoresetMode.SAME_STEP, around=(RoundRecorder, Resumable), **kwargs
+        env_id, count, autoreset_mode=AutoresetMode.SAME_STEP, around=(RoundRecorder, *around, Resumable), **kwargs
     )
     assert isinstance(envs, SyncVectorEnv)
     return FederationVecEnv(envs)

@@ -29,7 +29,7 @@ from fl_core import Federation
 from fl_core.aggregation import TrustWeighting
 from fl_core.evaluation import capped_cross_entropy
 from fl_core.registry import check_known
-from optigrad_env.wrappers import RecordedRound
+from optigrad_env.wrappers import ClientObservation, RecordedRound
 
 __all__ = ["KINDS", "Progress", "Recording", "WarmStart", "mixed_behaviour", "record", "warm_start"]
 
@@ -134,9 +134,15 @@ def warm_start(
         Figures of the stages on the recorded rounds: cloning loss, oracle gap before and after the second stage.
 
     Raises:
-        ValueError: Unknown kind, or the second stage without one root.
+        ValueError: Unknown kind, the second stage without one root, or environments in which a wrapper has changed what
+            is seen of the clients.
     """
     check_known("warm start", [kind], KINDS[:-1])
+    if any(envs.env_is_wrapped(ClientObservation)):
+        raise ValueError(
+            "recorded rounds hold the features as they are, and a wrapper changes what the policy sees of them: train "
+            "without a warm start"
+        )
     if kind != "clone" and not one_root:
         raise ValueError(f"warm start {kind!r} scores recorded rounds, whose root data must be the federation's own")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(1,)))

@@ -62,8 +62,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
     """Gives the round that waits for an action as data: for offline stages of training. Holds truth.
 
     Raises:
-        ValueError: The environment's weighting has a ``sybil_power``, or a ``ClientObservation`` has changed what is
-            seen of the clients.
+        ValueError: A ``ClientObservation`` has changed what is seen of the clients.
     """
 
     def __init__(self, env: gym.Env[Any, Action]) -> None:
@@ -77,17 +76,20 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
                     f"{type(inner).__name__} and train without a warm start"
                 )
             inner = inner.env
-        power = federated(env).federation.config.weighting.sybil_power
-        if power:
+        super().__init__(env)
+
+    def recorded_round(self) -> RecordedRound:
+        """The present round; call it between ``reset`` or ``step`` and the next ``step``.
+
+        Raises:
+            ValueError: The environment's weighting has a ``sybil_power``.
+        """
+        env = federated(self)
+        if power := env.federation.config.weighting.sybil_power:
             raise ValueError(
                 f"with sybil_power={power:g} a client's discount is also of the trust that it had in earlier rounds, "
                 "which a recorded round does not hold: record with sybil_power=0; a policy can be deployed with it"
             )
-        super().__init__(env)
-
-    def recorded_round(self) -> RecordedRound:
-        """The present round; call it between ``reset`` or ``step`` and the next ``step``."""
-        env = federated(self)
         round_ = env.current_round
         view = round_.view
         assert view.reference is not None

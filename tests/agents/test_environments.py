@@ -1,16 +1,22 @@
 """Environments for training: by id, each with its own split of the data."""
 
+from functools import partial
+
 import numpy as np
 import pytest
+from stable_baselines3 import PPO
 
 from agents.environments import (
     environment_ids,
     make_env,
     make_training_envs,
 )
+from agents.policies import AttentionPolicy
+from agents.warm_start import WarmStart, warm_start
 from optigrad_env import OptiGradEnv
 from optigrad_env.env import federated
 from optigrad_env.scenarios import EVALUATION_SPLIT, TRAINING_SPLITS
+from optigrad_env.wrappers import ClientHistory, FeatureDropout
 
 
 def test_ids_are_those_of_this_package() -> None:
@@ -54,6 +60,29 @@ def test_training_and_evaluation_use_root_and_validation_data_of_their_own() -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_wrappers_go_around_each_environment_and_an_algorithm_learns_behind_them(processes: int) -> None:
+    around = (partial(FeatureDropout, probability=0.5), partial(ClientHistory, k=2))
+    envs = make_training_envs(
+        "OptiGrad/Softmax-v0",
+        2,
+        0,
+        processes=processes,
+        around=around,
+        num_clients=3,
+        rounds=4,
+        sybil_exponent=1.0,
+        sybil_power=2.0,
+    )
+    try:
+        assert envs.observation_space.shape == (3, 6 + 2 * 7)
+        model = PPO(AttentionPolicy, envs, n_steps=8, batch_size=16).learn(16)
+        with pytest.raises(ValueError, match="a wrapper changes what the policy sees of them: train without a warm"):
+            warm_start(model.policy.trust_net, envs, (), WarmStart().scaled(1e-6), 0, lambda _: None)
+    finally:
+        envs.close()
+
+
 def test_environments_in_worker_processes_play_what_they_play_in_this_one() -> None:
     action = np.zeros((1, 3), np.float32)
     one = make_training_envs("OptiGrad/Digits-v0", 1, 4, num_clients=3, rounds=2)
