@@ -81,7 +81,9 @@ class SequentialEngine:
 
     def _converted(self, like: Tensor) -> nn.Module:
         """The network with the dtype and on the device of a tensor."""
-        with torch.inference_mode(False):  # parameters that were made in inference mode could not be trained later
+        if not torch.is_inference_mode_enabled():
+            return self._network.to(like)
+        with torch.inference_mode(mode=False):  # parameters that were made in inference mode could not be trained later
             return self._network.to(like)
 
     def _outputs(self, x: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from agents.statistics import Estimate, Row, estimate, paired_scores, read_resul
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 RESULTS = (ROOT / "docs" / "results.md").read_text()
+QUESTIONS = (ROOT / "docs" / "questions.md").read_text()
 POLICIES = (ROOT / "docs" / "policies.md").read_text()
 # At α 0.5, and at α 0.1, where more seeds have been run.
 FASHION = ("held_out_fashion_mnist", "held_out_fashion_mnist_alpha_0.1")
