@@ -153,9 +153,14 @@ def _check(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
         )
 
 
-@cache
 def _declare() -> None:
-    kernels, pointer, count, number = library.require(), ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
+    _declare_in(library.require())
+
+
+@cache
+def _declare_in(kernels: ctypes.CDLL) -> None:
+    """Once for each library that is loaded: undeclared, a pointer would be passed as half of itself."""
+    pointer, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
     kernels.optigrad_norms.argtypes = (pointer, count, count, ctypes.c_int, pointer)
     kernels.optigrad_geometry.argtypes = (*(pointer,) * 3, count, count, ctypes.c_int, pointer, pointer)
     kernels.optigrad_reconstruction_errors.argtypes = (

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fl_core.fingerprint import geometry
 from fl_core.models import ParameterLayout
 from fl_core.models.networks import small_cnn
 from fl_core.training import Engine, engine, make_engine, native
@@ -92,3 +93,10 @@ def test_the_best_instruction_set_is_used_unless_another_is_forced(monkeypatch):
         native.instruction_set()
     with pytest.raises(ValueError, match="'mmx'"):
         make("native").logits(*model(), torch.zeros(1, 1, 8, 8))
+
+
+def test_a_library_that_is_loaded_anew_is_called_as_the_one_before(load):
+    updates = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
+    before = geometry.norms(updates)
+    load(library._path())
+    assert torch.equal(geometry.norms(updates), before)
