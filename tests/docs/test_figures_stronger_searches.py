@@ -2,7 +2,7 @@
 
 import pytest
 
-from .figures import FASHION, QUESTIONS, is_told, mean, regrets, shown, table
+from .figures import FASHION, QUESTIONS, README, is_told, mean, regrets, shown, table
 
 APART = "policy_aware:apart=true"
 # By column of the table: the runs, and those of the list on the same seeds.
@@ -35,6 +35,15 @@ def test_colluders_apart_cost_what_was_measured(column: str) -> None:
     for row, rule in rules.items():
         alike, apart = found(column, rule)
         assert told[row] == f"{shown(mean(alike))} → {shown(mean(apart))}"
+
+
+def test_readme_tells_what_colluders_apart_cost_on_digits() -> None:
+    (alike, apart), (tenth_alike, tenth_apart) = (found(column, "optigradtrust") for column in [*RUNS][:2])
+    now, before = (
+        f"{shown(mean(one))}{{}}{shown(mean(two))}" for one, two in ((apart, tenth_apart), (alike, tenth_alike))
+    )
+    sentence = f"a regret of {now.format(' at α 0.5 and ')} at 0.1 in place of {before.format(' and ')} (["
+    assert is_told(README, sentence)
 
 
 def test_seeds_and_the_worst_single_runs_are_told() -> None:
