@@ -2,7 +2,7 @@
 
 import pytest
 
-from .figures import FASHION, QUESTIONS, README, is_told, mean, regrets, shown, table
+from .figures import FASHION, QUESTIONS, README, RESULTS, is_told, mean, regrets, shown, table
 
 APART = "policy_aware:apart=true"
 # By column of the table: the runs, and those of the list on the same seeds.
@@ -37,13 +37,19 @@ def test_colluders_apart_cost_what_was_measured(column: str) -> None:
         assert told[row] == f"{shown(mean(alike))} → {shown(mean(apart))}"
 
 
-def test_readme_tells_what_colluders_apart_cost_on_digits() -> None:
+def test_what_colluders_apart_cost_is_told_where_the_losses_are() -> None:
     (alike, apart), (tenth_alike, tenth_apart) = (found(column, "optigradtrust") for column in [*RUNS][:2])
     now, before = (
         f"{shown(mean(one))}{{}}{shown(mean(two))}" for one, two in ((apart, tenth_apart), (alike, tenth_alike))
     )
-    sentence = f"a regret of {now.format(' at α 0.5 and ')} at 0.1 in place of {before.format(' and ')} (["
-    assert is_told(README, sentence)
+    first = f"a regret of {now.format(' at α 0.5 and ')} at 0.1 in place of {before.format(' and ')} and, on five seeds"
+    fashion = [found(column, "optigradtrust") for column in [*RUNS][2:]]
+    assert [len(apart) for _, apart in fashion] == [5, 5]
+    before, now = (" and ".join(shown(mean(one[i])) for one in fashion) for i in (0, 1))
+    assert is_told(README, f"{first} of Fashion-MNIST, of {now} in place of {before} ([")
+    alike, apart = (mean(one) for one in fashion[0])
+    assert is_told(RESULTS, f"the policy {shown(apart)} points behind the oracle at α 0.5, on five seeds where")
+    assert is_told(RESULTS, f"the common vector leaves it {shown(-alike)} ahead ([table]")
 
 
 def test_seeds_and_the_worst_single_runs_are_told() -> None:
