@@ -67,6 +67,7 @@ class RoundRecorder(gym.Wrapper[Any, Action, Any, Action], RecordConstructorArgs
 
     def __init__(self, env: gym.Env[Any, Action]) -> None:
         RecordConstructorArgs.__init__(self)
+        federated(env)  # of something else it is an error
         inner: gym.Env[Any, Any] = env
         while isinstance(inner, gym.Wrapper):
             if isinstance(inner, ClientObservation):
