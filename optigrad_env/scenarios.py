@@ -6,7 +6,8 @@ colluding form; every other attack is held out: no policy, parameter or threshol
 ``on_off`` and ``late_onset`` are held out for their timetables, although what they do by default is a train attack,
 ``sign_flip``: no training scenario stops once it has begun, and by default none begins as late. ``BROAD`` and
 ``FAINT``, which the policies that ship were trained with, do reach the round in which ``late_onset`` begins (``onset``
-up to 10): of their episodes 0.7 % are ``sign_flip`` from that round on.
+up to 10): fewer than one of their episodes in a hundred are
+``sign_flip`` from that round on.
 """
 
 from collections.abc import Mapping, Sequence

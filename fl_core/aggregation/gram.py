@@ -36,7 +36,7 @@ def relative_gram(updates: Tensor) -> Tensor:
 
 
 def _native(updates: Tensor, centre: int) -> Tensor:
-    """The lower triangle by the native library, which computes no product twice: faster than torch at any size."""
+    """The lower triangle by the native library, which computes no product twice."""
     n, size = updates.shape
     gram = updates.new_zeros(n, n, dtype=torch.float64)
     row = updates[centre].data_ptr()
